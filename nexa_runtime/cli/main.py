@@ -1,0 +1,128 @@
+"""The commands ``nexa-runtime`` and ``nexa``.
+
+Owns arguments, what is printed, and exit codes: 0 done, 1 it could not be done (one sentence on stderr), 2
+wrong usage, 130 interrupted. It never computes anything itself.
+"""
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import nexa_runtime
+from nexa_runtime.cli import run as run_command
+from nexa_runtime.cli import serve as serve_command
+from nexa_runtime.config import (
+    EngineSettings,
+    ModelSettings,
+    ServerSettings,
+    Settings,
+    env_names,
+    load_settings,
+)
+from nexa_runtime.errors import NexaError
+from nexa_runtime.telemetry import configure_logging
+
+app = typer.Typer(
+    name="nexa-runtime",
+    help="A multi-tenant server for local language models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _option(slice_: type[ModelSettings | EngineSettings | ServerSettings], field: str, flag: str) -> Any:
+    """A flag that overrides a setting; its help is the setting's."""
+    setting = slice_.model_fields[field]
+    text = f"{setting.description} [env: {env_names(setting)[0]}; default: {setting.default}]"
+    return typer.Option(flag, help=text, show_default=False)
+
+
+ModelFlag = Annotated[str | None, _option(ModelSettings, "model_id", "--model")]
+NamesFlag = Annotated[
+    list[str] | None,
+    typer.Option("--served-name", help="a further name of the model; repeatable [env: NEXA_SERVED_NAMES]"),
+]
+HostFlag = Annotated[str | None, _option(ServerSettings, "host", "--host")]
+PortFlag = Annotated[str | None, _option(ServerSettings, "port", "--port")]
+CtxSizeFlag = Annotated[str | None, _option(EngineSettings, "ctx_size", "--ctx-size")]
+SlotsFlag = Annotated[str | None, _option(EngineSettings, "slots", "--slots")]
+ThreadsFlag = Annotated[str | None, _option(EngineSettings, "threads", "--threads")]
+StepTokensFlag = Annotated[str | None, _option(EngineSettings, "step_tokens", "--step-tokens")]
+GpuLayersFlag = Annotated[str | None, _option(ModelSettings, "gpu_layers", "--gpu-layers")]
+
+
+@app.command()
+def serve(
+    model: ModelFlag = None,
+    served_name: NamesFlag = None,
+    host: HostFlag = None,
+    port: PortFlag = None,
+    ctx_size: CtxSizeFlag = None,
+    slots: SlotsFlag = None,
+    threads: ThreadsFlag = None,
+    step_tokens: StepTokensFlag = None,
+    gpu_layers: GpuLayersFlag = None,
+) -> None:
+    """Serve a model over HTTP, as OpenAI does; without arguments the bundled demo model."""
+    settings = _settings(
+        NEXA_MODEL_ID=model,
+        NEXA_SERVED_NAMES=tuple(served_name) if served_name else None,
+        NEXA_HOST=host,
+        NEXA_PORT=port,
+        NEXA_CTX_SIZE=ctx_size,
+        NEXA_SLOTS=slots,
+        NEXA_THREADS=threads,
+        NEXA_STEP_TOKENS=step_tokens,
+        NEXA_GPU_LAYERS=gpu_layers,
+    )
+    serve_command.serve(settings)
+
+
+@app.command()
+def run(
+    model: Annotated[str, typer.Argument(help="`demo` (bundled) or the path of a GGUF file")],
+    prompt: Annotated[str | None, typer.Argument(help="what to ask; none: a chat")] = None,
+    ctx_size: CtxSizeFlag = None,
+    threads: ThreadsFlag = None,
+    gpu_layers: GpuLayersFlag = None,
+) -> None:
+    """Ask a model in the terminal; the answer streams to stdout."""
+    settings = _settings(
+        NEXA_MODEL_ID=model,
+        NEXA_SLOTS=1,
+        NEXA_CTX_SIZE=ctx_size,
+        NEXA_THREADS=threads,
+        NEXA_GPU_LAYERS=gpu_layers,
+        quiet=True,
+    )
+    asyncio.run(run_command.run(settings, prompt))
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        typer.echo(nexa_runtime.__version__)
+        raise typer.Exit
+
+
+def main() -> None:
+    """Entry point of the installed commands."""
+    try:
+        app()
+    except NexaError as error:
+        typer.echo(f"{Path(sys.argv[0]).name}: {error}", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _settings(*, quiet: bool = False, **overrides: object) -> Settings:
+    settings = load_settings(overrides)
+    configure_logging("ERROR" if quiet and settings.log.level == "INFO" else settings.log.level)
+    return settings

@@ -1,0 +1,41 @@
+"""``nexa-runtime serve``: from settings to a server that answers.
+
+Owns the order of the start: the port first (it fails at once), then the model, then the first request.
+"""
+
+import asyncio
+import sys
+
+import typer
+
+from nexa_runtime.config import Settings
+from nexa_runtime.server.app import App, Server, bind
+from nexa_runtime.serving.pool import ModelPool, load_model
+
+_SWITCH_INTERVAL_S = 2e-4
+"""CPython hands the GIL over every 5 ms by default: as long as a whole engine step on a GPU."""
+
+
+def serve(settings: Settings) -> None:
+    """Serve until SIGINT or SIGTERM. Raises ``NexaError`` when the server cannot start."""
+    listener = bind(settings.server)
+    try:
+        sys.setswitchinterval(_SWITCH_INTERVAL_S)
+        pool = ModelPool(load_model(settings.model, settings.engine))
+        app = App(pool, settings.serving, settings.server)
+        _greet(pool, *listener.getsockname()[:2])
+        asyncio.run(Server(app, settings.server).serve(sockets=[listener]))
+    finally:
+        listener.close()
+
+
+def _greet(pool: ModelPool, host: str, port: int) -> None:
+    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    shown = f"[{reachable}]" if ":" in reachable else reachable
+    url = f"http://{shown}:{port}"
+    typer.echo(
+        f"Nexa Runtime serves {pool.default.id} at {url} (Ctrl-C stops it). Try:\n\n"
+        f"  curl {url}/v1/chat/completions -H 'Content-Type: application/json' \\\n"
+        """    -d '{"messages": [{"role": "user", "content": "What is the capital of France?"}]}'\n""",
+        err=True,
+    )

@@ -1,0 +1,119 @@
+"""Carries a step's plan out: fills the batch, decodes, samples.
+
+Owns the batch and the sampler of each sequence. The only module of the engine that touches C; it decides
+nothing and changes no sequence. When a step fails, the sequences are tried one by one, so that only the one
+at fault ends. The engine thread calls it.
+"""
+
+import time
+
+import numpy as np
+
+from nexa_runtime.engine.sequence import Chunk, Sequence, StepPlan, StepResult
+from nexa_runtime.errors import DecodeError, NexaError, ShuttingDownError
+from nexa_runtime.llama import Context, DecodeStatus, Sampler, SamplingParams, sample_greedy
+from nexa_runtime.telemetry import get_logger
+
+_log = get_logger("engine.runner")
+
+
+class Runner:
+    """Runs plans on one context. ``open`` and ``close`` bracket a sequence's life."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._batch = context.make_batch()
+        self._samplers: dict[int, Sampler] = {}
+
+    def open(self, sequence: Sequence, params: SamplingParams) -> None:
+        """Make a sequence's sampler. Raises ``NexaError`` when ``params`` do not fit the vocabulary."""
+        prompt = sequence.tokens(0, sequence.num_prompt)
+        self._samplers[sequence.key] = Sampler(params, self._context.vocab_size, prompt)
+
+    def close(self, sequence: Sequence) -> None:
+        """Free a sequence's sampler."""
+        self._samplers.pop(sequence.key).close()
+
+    def interrupt(self) -> None:
+        """Make a running ``execute`` return soon, where llama.cpp can. Any thread; for shutdown."""
+        self._context.request_abort()
+
+    def reset(self) -> None:
+        """Free every cell of every id."""
+        for sequence_id in range(self._context.params.num_sequence_ids):
+            self._context.remove(sequence_id)
+
+    @property
+    def num_open(self) -> int:
+        """Sequences that have a sampler."""
+        return len(self._samplers)
+
+    def num_cells(self) -> int:
+        """Cells that llama.cpp holds for all ids. Asks every id: for tests and shutdown, not for steps."""
+        return sum(self._context.num_cached(index) for index in range(self._context.params.num_sequence_ids))
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        """Free what is to be freed, compute the chunks, sample. Never raises for what one sequence did."""
+        start = time.perf_counter()
+        for sequence_id in plan.released_ids:
+            self._context.remove(sequence_id)
+        tokens: dict[int, int] = {}
+        failed: dict[int, Exception] = {}
+        if plan.chunks:
+            status = self._decode(plan.chunks)
+            if status is DecodeStatus.OK:
+                self._sample(plan.chunks, tokens, failed)
+            elif status is DecodeStatus.ABORTED:
+                failed = {chunk.sequence.key: ShuttingDownError() for chunk in plan.chunks}
+            else:
+                _log.warning(
+                    "step_failed", status=status.name, sequences=len(plan.chunks), rows=plan.num_rows
+                )
+                for chunk in plan.chunks:
+                    self._retry(chunk, tokens, failed)
+        return StepResult(time.perf_counter() - start, tokens, failed)
+
+    def _decode(self, chunks: tuple[Chunk, ...]) -> DecodeStatus:
+        batch = self._batch
+        batch.clear()
+        for chunk in chunks:
+            sequence = chunk.sequence
+            assert sequence.sequence_id is not None
+            tokens = sequence.tokens(chunk.start, chunk.count)
+            batch.add(sequence.sequence_id, tokens, chunk.start, wants_logits=chunk.wants_token)
+        return self._context.decode(batch)
+
+    def _sample(
+        self, chunks: tuple[Chunk, ...], tokens: dict[int, int], failed: dict[int, Exception]
+    ) -> None:
+        keys = [chunk.sequence.key for chunk in chunks if chunk.wants_token]
+        if not keys:
+            return
+        logits = self._context.logits(len(keys))
+        samplers = [self._samplers[key] for key in keys]
+        if all(sampler.params.is_plain_greedy for sampler in samplers) and np.isfinite(logits.max()):
+            tokens.update(zip(keys, sample_greedy(logits), strict=True))
+            return
+        for key, sampler, row in zip(keys, samplers, logits, strict=True):
+            try:
+                token = sampler.sample(row)
+            except NexaError as error:
+                failed[key] = error
+            else:
+                sampler.accept(token)
+                tokens[key] = token
+
+    def _retry(self, chunk: Chunk, tokens: dict[int, int], failed: dict[int, Exception]) -> None:
+        """Compute one chunk alone after the step it was in has failed."""
+        sequence_id = chunk.sequence.sequence_id
+        assert sequence_id is not None
+        if self._context.num_cached(sequence_id) > chunk.start:
+            self._context.remove(sequence_id, chunk.start)
+        if self._context.num_cached(sequence_id) != chunk.start:
+            failed[chunk.sequence.key] = DecodeError("its KV cache was lost")
+            return
+        status = self._decode((chunk,))
+        if status is DecodeStatus.OK:
+            self._sample((chunk,), tokens, failed)
+        else:
+            failed[chunk.sequence.key] = DecodeError(f"llama.cpp returned {status.name.lower()}")

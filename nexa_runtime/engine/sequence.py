@@ -1,0 +1,202 @@
+"""The values that the engine's parts hand to each other.
+
+Owns ``Sequence`` (the token history of one generation and its state), ``TenantShare`` and the step's plan and
+result. Pure: no llama, no threads, no clock. The scheduler changes sequences; the runner only reads them.
+
+There is no prefill phase and no decode phase: a sequence has tokens *known* (prompt and sampled ones) and
+tokens *computed* (in the KV cache), and each step lets some of the computed catch up with the known.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+import numpy.typing as npt
+
+Tokens = npt.NDArray[np.int32]
+
+
+class SequenceState(Enum):
+    """Where a sequence stands."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+class FinishReason(Enum):
+    """Why a sequence ended. STOP: an end token or stop string. LENGTH: its cap."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class TenantShare:
+    """All that the engine knows of a tenant.
+
+    ``weight``: its part of the token work. ``guaranteed_slots``: always reclaimable from others.
+    ``max_slots``: None for all. ``cache_floor_cells``: resident cells that others may not evict.
+    """
+
+    tenant_id: str
+    weight: float = 1.0
+    guaranteed_slots: int = 1
+    max_slots: int | None = None
+    cache_floor_cells: int = 0
+
+
+class Sequence:
+    """One generation: its tokens, how many are computed, and what ends it.
+
+    ``prompt``: int32 of shape (n,), n ≥ 1. ``max_new_tokens`` ≥ 1. ``end_tokens`` finish it with STOP.
+    ``cache_namespace``: sequences of different namespaces never see each other's KV. A larger ``priority``
+    goes first within the tenant.
+    """
+
+    __slots__ = (
+        "_tokens",
+        "arrival",
+        "cache_namespace",
+        "end_tokens",
+        "finish_reason",
+        "key",
+        "max_new_tokens",
+        "num_computed",
+        "num_known",
+        "num_prompt",
+        "priority",
+        "queued_at",
+        "sequence_id",
+        "share",
+        "started_at",
+        "state",
+    )
+
+    def __init__(
+        self,
+        key: int,
+        prompt: Tokens,
+        *,
+        max_new_tokens: int,
+        share: TenantShare,
+        cache_namespace: str,
+        end_tokens: frozenset[int] = frozenset(),
+        priority: int = 0,
+    ) -> None:
+        if not len(prompt) or max_new_tokens < 1:
+            raise ValueError("a sequence needs a prompt and room for one token")
+        self.key = key
+        self.share = share
+        self.cache_namespace = cache_namespace
+        self.end_tokens = end_tokens
+        self.priority = priority
+        self.max_new_tokens = max_new_tokens
+        self.num_prompt = len(prompt)
+        self.num_known = len(prompt)
+        self.num_computed = 0
+        self.state = SequenceState.WAITING
+        self.finish_reason: FinishReason | None = None
+        self.sequence_id: int | None = None
+        """llama.cpp's id while running; its KV holds ``num_computed`` tokens."""
+        self.arrival = 0
+        """Order of arrival, set by the fair queue."""
+        self.queued_at = 0.0
+        self.started_at: float | None = None
+        """When it was given a slot, in the scheduler's seconds; None while it waits."""
+        self._tokens = np.empty(len(prompt) + min(max_new_tokens, 256), dtype=np.int32)
+        self._tokens[: len(prompt)] = prompt
+
+    @property
+    def num_new(self) -> int:
+        """Tokens sampled so far, an end token included."""
+        return self.num_known - self.num_prompt
+
+    @property
+    def num_pending(self) -> int:
+        """Known tokens that are not computed yet; at least one while the sequence lives."""
+        return self.num_known - self.num_computed
+
+    @property
+    def max_cells(self) -> int:
+        """KV cells that it can ever need: the last token sampled is never computed."""
+        return self.num_prompt + self.max_new_tokens - 1
+
+    @property
+    def is_decoding(self) -> bool:
+        """Whether it waits for nothing but its newest token to be computed."""
+        return self.num_new > 0 and self.num_pending == 1
+
+    def tokens(self, start: int, count: int) -> Tokens:
+        """A view of known tokens, shape (count,)."""
+        return self._tokens[start : start + count]
+
+    def append(self, token: int) -> None:
+        """Add a sampled token."""
+        if self.num_known == len(self._tokens):
+            grown = np.empty(self.num_known + max(256, self.num_known // 2), dtype=np.int32)
+            grown[: self.num_known] = self._tokens
+            self._tokens = grown
+        self._tokens[self.num_known] = token
+        self.num_known += 1
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Tokens ``start … start+count-1`` of one sequence, to be computed in one step.
+
+    ``wants_token``: they are the last known ones, so a next token is sampled.
+    """
+
+    sequence: Sequence
+    start: int
+    count: int
+    wants_token: bool
+    is_decode: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """What one step does: first frees the KV of ``released_ids``, then computes ``chunks``."""
+
+    chunks: tuple[Chunk, ...]
+    released_ids: tuple[int, ...]
+
+    @property
+    def num_rows(self) -> int:
+        """Tokens computed."""
+        return sum(chunk.count for chunk in self.chunks)
+
+    @property
+    def num_decode_rows(self) -> int:
+        """Rows that continue an answer."""
+        return sum(chunk.is_decode for chunk in self.chunks)
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether prompts and answers share the step."""
+        return 0 < self.num_decode_rows < len(self.chunks)
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What came of a plan. ``tokens``: sequence key → token sampled. ``failed``: key → why it cannot go on.
+
+    ``elapsed_s``: time of the step, in seconds.
+    """
+
+    elapsed_s: float
+    tokens: dict[int, int]
+    failed: dict[int, Exception]
+
+
+@dataclass(frozen=True, slots=True)
+class Advance:
+    """What a step did to one sequence: a token sampled, an end, or both. ``token`` None: nothing to show."""
+
+    sequence: Sequence
+    token: int | None
+    finish_reason: FinishReason | None = None
+    error: Exception | None = None

@@ -1,0 +1,195 @@
+"""A llama.cpp context: batches in numpy, one decode, its logits, and the KV cells of each sequence id.
+
+Owns the ``llama_context`` pointer and the batch buffers. Every argument that would make llama.cpp abort the
+process is refused in front of the call (``LlamaGuardError``). It never decides anything: ``engine/runner``
+tells it what to compute. One thread, the engine's, may call it. Source: ``llama_decode``,
+``llama_get_logits``, ``llama_memory_seq_*``.
+"""
+
+import ctypes
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+import numpy.typing as npt
+
+from nexa_runtime.errors import LlamaGuardError, ModelFileError
+from nexa_runtime.llama.lib import C, recent_errors
+from nexa_runtime.llama.model import Model
+from nexa_runtime.llama.vocab import Tokens
+
+MAX_SEQUENCE_IDS = 256
+"""llama.cpp's ``LLAMA_MAX_SEQ``."""
+
+Logits = npt.NDArray[np.float32]
+
+
+class DecodeStatus(Enum):
+    """What ``llama_decode`` returned."""
+
+    OK = 0
+    NO_KV_SLOT = 1
+    ABORTED = 2
+    INVALID_BATCH = -1
+    ALLOCATION_FAILED = -2
+    COMPUTE_FAILED = -3
+
+
+@dataclass(frozen=True, slots=True)
+class ContextParams:
+    """Sizes of a context. ``num_cells`` in tokens over all sequences; ``max_rows`` tokens in one step.
+
+    ``max_outputs`` is at least ``num_sequence_ids``: llama.cpp reserves one for each.
+    """
+
+    num_cells: int
+    num_sequence_ids: int
+    max_rows: int
+    max_outputs: int
+    num_threads: int
+
+
+class Batch:
+    """The rows of one step. Allocated once, overwritten step by step."""
+
+    def __init__(self, max_rows: int, max_outputs: int, num_sequence_ids: int, vocab_size: int) -> None:
+        self.max_rows = max_rows
+        self.max_outputs = max_outputs
+        self.num_rows = 0
+        self.num_outputs = 0
+        self._num_sequence_ids = num_sequence_ids
+        self._vocab_size = vocab_size
+        self._tokens = np.zeros(max_rows, dtype=np.int32)
+        self._positions = np.zeros(max_rows, dtype=np.int32)
+        self._outputs = np.zeros(max_rows, dtype=np.int8)
+        self._id_counts = np.ones(max_rows, dtype=np.int32)
+        self._ids = np.zeros(max_rows, dtype=np.int32)
+        self._id_pointers = self._ids.ctypes.data + 4 * np.arange(max_rows, dtype=np.uint64)
+        self.raw = C.llama_batch(
+            n_tokens=0,
+            token=_pointer(self._tokens, C.llama_token),
+            embd=None,
+            pos=_pointer(self._positions, C.llama_pos),
+            n_seq_id=_pointer(self._id_counts, ctypes.c_int32),
+            seq_id=_pointer(self._id_pointers, ctypes.POINTER(C.llama_seq_id)),
+            logits=_pointer(self._outputs, ctypes.c_int8),
+        )
+
+    def clear(self) -> None:
+        """Forget all rows."""
+        self.num_rows = 0
+        self.num_outputs = 0
+
+    def add(self, sequence_id: int, tokens: Tokens, position: int, *, wants_logits: bool) -> None:
+        """Append a run of one sequence's tokens from ``position`` on; logits of the last one, if wanted.
+
+        Raises ``LlamaGuardError`` where llama.cpp would abort: too many rows or outputs, an id out of range,
+        a token outside the vocabulary.
+        """
+        start, end = self.num_rows, self.num_rows + len(tokens)
+        if not len(tokens) or end > self.max_rows:
+            raise LlamaGuardError(f"{end} rows in a batch of {self.max_rows}")
+        if not 0 <= sequence_id < self._num_sequence_ids:
+            raise LlamaGuardError(f"sequence id {sequence_id} of {self._num_sequence_ids}")
+        if wants_logits and self.num_outputs == self.max_outputs:
+            raise LlamaGuardError(f"more than {self.max_outputs} outputs in a batch")
+        if position < 0 or int(tokens.min()) < 0 or int(tokens.max()) >= self._vocab_size:
+            raise LlamaGuardError("a token or position is out of range")
+        self._tokens[start:end] = tokens
+        self._positions[start:end] = np.arange(position, position + len(tokens), dtype=np.int32)
+        self._ids[start:end] = sequence_id
+        self._outputs[start:end] = 0
+        if wants_logits:
+            self._outputs[end - 1] = 1
+            self.num_outputs += 1
+        self.num_rows = end
+        self.raw.n_tokens = end
+
+
+class Context:
+    """One context with a unified KV cache: any sequence may use any cell.
+
+    One step is one micro-batch (``n_batch == n_ubatch``): bounded in time and all-or-nothing in failure.
+    """
+
+    def __init__(self, model: Model, params: ContextParams) -> None:
+        if not 1 <= params.num_sequence_ids <= MAX_SEQUENCE_IDS:
+            raise LlamaGuardError(f"{params.num_sequence_ids} sequence ids, not 1 to {MAX_SEQUENCE_IDS}")
+        if params.max_outputs < params.num_sequence_ids:
+            raise LlamaGuardError(f"{params.max_outputs} outputs for {params.num_sequence_ids} sequence ids")
+        self.params = params
+        self.vocab_size = model.vocab.size
+        # strlen over this buffer is llama.cpp's abort callback: 0 goes on, 1 stops, and it needs no GIL.
+        self._abort_flag = ctypes.create_string_buffer(2)
+        raw = C.llama_context_default_params()
+        raw.n_ctx = params.num_cells
+        raw.n_batch = raw.n_ubatch = params.max_rows
+        raw.n_seq_max = params.num_sequence_ids
+        raw.n_outputs_max = params.max_outputs
+        raw.n_threads = raw.n_threads_batch = params.num_threads
+        raw.kv_unified = True
+        raw.no_perf = True
+        raw.abort_callback = ctypes.cast(ctypes.CDLL(None).strlen, C.ggml_abort_callback)
+        raw.abort_callback_data = ctypes.cast(self._abort_flag, ctypes.c_void_p)
+        recent_errors(clear=True)
+        self.pointer = C.llama_init_from_model(model.pointer, raw)
+        if not self.pointer:
+            reasons = recent_errors(clear=True)
+            raise ModelFileError(model.path, reasons[-1] if reasons else "no context could be made")
+        self._memory = C.llama_get_memory(self.pointer)
+        if not self._memory:
+            self.close()
+            raise ModelFileError(model.path, "it has no KV cache, so it cannot generate text")
+        self.num_cells: int = C.llama_n_ctx(self.pointer)
+
+    def make_batch(self) -> Batch:
+        """A batch of this context's sizes."""
+        params = self.params
+        return Batch(params.max_rows, params.max_outputs, params.num_sequence_ids, self.vocab_size)
+
+    def decode(self, batch: Batch) -> DecodeStatus:
+        """Compute the rows of ``batch``; positions must continue each sequence. Blocks, off the GIL."""
+        if not 0 < batch.num_rows <= self.params.max_rows or batch.num_outputs > self.params.max_outputs:
+            raise LlamaGuardError(f"{batch.num_rows} rows, {batch.num_outputs} outputs: not this context's")
+        code = C.llama_decode(self.pointer, batch.raw)
+        return DecodeStatus(code) if -3 <= code <= 2 else DecodeStatus.COMPUTE_FAILED
+
+    def logits(self, num_outputs: int) -> Logits:
+        """Logits of the last decode, float32 of shape (outputs, vocabulary), rows in batch order.
+
+        A view of llama.cpp's own memory: writable, and valid until the next ``decode``.
+        """
+        if not 0 < num_outputs <= self.params.max_outputs:
+            raise LlamaGuardError(f"logits of {num_outputs} outputs; at most {self.params.max_outputs}")
+        pointer = C.llama_get_logits(self.pointer)
+        return np.ctypeslib.as_array(pointer, shape=(num_outputs, self.vocab_size))
+
+    def remove(self, sequence_id: int, start: int = 0) -> bool:
+        """Free the cells of a sequence from position ``start`` on; False if its memory cannot drop a part."""
+        self._check_id(sequence_id)
+        return bool(C.llama_memory_seq_rm(self._memory, sequence_id, start, -1))
+
+    def num_cached(self, sequence_id: int) -> int:
+        """How many leading positions of a sequence have KV."""
+        self._check_id(sequence_id)
+        return int(C.llama_memory_seq_pos_max(self._memory, sequence_id)) + 1
+
+    def request_abort(self) -> None:
+        """Make a running ``decode`` return soon (CPU only). Any thread; for shutdown, it ends everyone's
+        step.
+        """
+        self._abort_flag[0] = b"\x01"
+
+    def close(self) -> None:
+        """Free the context. A second call does nothing."""
+        if self.pointer:
+            C.llama_free(self.pointer)
+            self.pointer = None
+
+    def _check_id(self, sequence_id: int) -> None:
+        if not 0 <= sequence_id < self.params.num_sequence_ids:
+            raise LlamaGuardError(f"sequence id {sequence_id} of {self.params.num_sequence_ids}")
+
+
+def _pointer(array: npt.NDArray[np.generic], kind: type) -> object:
+    return array.ctypes.data_as(ctypes.POINTER(kind))

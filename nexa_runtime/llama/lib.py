@@ -1,0 +1,54 @@
+"""The shared library itself: loads it once, silences and keeps its log.
+
+Owns the import of ``llama_cpp`` and llama.cpp's log callback. It never wraps single functions: ``vocab``,
+``model``, ``context`` and ``sampler`` call the C API through the name ``C`` from here.
+"""
+
+import ctypes
+import os
+from collections import deque
+
+# On an abort llama.cpp would start a debugger to print a backtrace; that hangs in containers.
+os.environ.setdefault("GGML_NO_BACKTRACE", "1")
+# Threads that spin while they wait take the cores from Python and from each other: measured with two threads
+# beside another busy process, 40 steps took 0.08 s with PASSIVE and 0.35 to 14 s without.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import llama_cpp.llama_cpp as C
+
+from nexa_runtime.telemetry import get_logger
+
+__all__ = ["C", "library_version", "recent_errors"]
+
+_LEVEL_ERROR = 4
+_log = get_logger("llama.cpp")
+_recent_errors: deque[str] = deque(maxlen=16)
+
+
+def recent_errors(*, clear: bool = False) -> list[str]:
+    """The last error lines of llama.cpp, oldest first: its functions return NULL and say why only here."""
+    lines = list(_recent_errors)
+    if clear:
+        _recent_errors.clear()
+    return lines
+
+
+def library_version() -> str:
+    """Version of libllama, such as ``0.5.0``."""
+    return str(C.llama_version().decode())
+
+
+@C.llama_log_callback  # type: ignore[untyped-decorator]
+def _on_log(level: int, text: bytes, _: ctypes.c_void_p) -> None:
+    line = text.decode("utf-8", "replace").strip()
+    if not line:
+        return
+    if level == _LEVEL_ERROR:
+        _recent_errors.append(line)
+        _log.warning("llama_error", text=line)
+    else:
+        _log.debug("llama_log", text=line)
+
+
+C.llama_log_set(_on_log, ctypes.c_void_p(0))
+C.llama_backend_init()

@@ -1,0 +1,121 @@
+"""A GGUF model in memory: loading, metadata, and what its KV cells cost.
+
+Owns the ``llama_model`` pointer. It never creates contexts (``context.py``) and holds no state of requests.
+``serving/pool`` loads models, off the event loop.
+Source: ``llama_model_load_from_file``, ``llama_model_meta_*``.
+"""
+
+import ctypes
+from collections.abc import Callable
+from pathlib import Path
+
+from nexa_runtime.errors import ModelFileError
+from nexa_runtime.llama.lib import C, recent_errors
+from nexa_runtime.llama.vocab import Vocab
+
+_GGUF_MAGIC = b"GGUF"
+_MAX_GGUF_VERSION = 3
+_F16_BYTES = 2
+
+
+class Model:
+    """A loaded model. ``close`` after every context made from it is closed."""
+
+    def __init__(self, pointer: object, path: Path) -> None:
+        self.pointer = pointer
+        self.path = path
+        vocab = C.llama_model_get_vocab(pointer)
+        if C.llama_vocab_type(vocab) == C.LLAMA_VOCAB_TYPE_NONE:
+            raise ModelFileError(path, "it has no tokenizer")
+        if C.llama_model_has_encoder(pointer):
+            raise ModelFileError(path, "it has an encoder; only decoder models are served")
+        self.vocab = Vocab(vocab)
+        self.num_layers: int = C.llama_model_n_layer(pointer)
+        self.context_tokens: int = C.llama_model_n_ctx_train(pointer)
+        """Longest sequence the model was made for, in tokens."""
+        self.size_bytes: int = C.llama_model_size(pointer)
+        self.num_parameters: int = C.llama_model_n_params(pointer)
+        self.description = self._description()
+        self.metadata = self._metadata()
+        """All scalar metadata as text, by GGUF key."""
+
+    @classmethod
+    def load(cls, path: Path, *, gpu_layers: int = -1) -> "Model":
+        """Map ``path`` into memory. Raises ``ModelFileError`` with the reason."""
+        check_is_gguf(path)
+        params = C.llama_model_default_params()
+        params.n_gpu_layers = gpu_layers
+        recent_errors(clear=True)
+        pointer = C.llama_model_load_from_file(str(path).encode(), params)
+        if not pointer:
+            reasons = recent_errors(clear=True)
+            raise ModelFileError(path, reasons[0] if reasons else "llama.cpp gave no reason")
+        try:
+            return cls(pointer, path)
+        except BaseException:
+            C.llama_model_free(pointer)
+            raise
+
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja template that the file carries, if any."""
+        return self.metadata.get("tokenizer.chat_template")
+
+    @property
+    def name(self) -> str:
+        """What the file calls itself, or its file name without the ending."""
+        return self.metadata.get("general.name") or self.path.stem
+
+    @property
+    def kv_cell_bytes(self) -> int:
+        """Memory of one KV cell over all layers, in bytes, for F16 keys and values; at most this."""
+        arch = self.metadata.get("general.architecture", "")
+        heads: int = max(C.llama_model_n_head(self.pointer), 1)
+        kv_heads: int = max(C.llama_model_n_head_kv(self.pointer), 1)
+        head_size: int = max(C.llama_model_n_embd(self.pointer) // heads, 1)
+        key = int(self.metadata.get(f"{arch}.attention.key_length", head_size))
+        value = int(self.metadata.get(f"{arch}.attention.value_length", head_size))
+        return self.num_layers * kv_heads * (key + value) * _F16_BYTES
+
+    def close(self) -> None:
+        """Free the weights. A second call does nothing."""
+        if self.pointer:
+            C.llama_model_free(self.pointer)
+            self.pointer = None
+
+    def _description(self) -> str:
+        buffer = ctypes.create_string_buffer(256)
+        C.llama_model_desc(self.pointer, buffer, len(buffer))
+        return buffer.value.decode("utf-8", "replace")
+
+    def _metadata(self) -> dict[str, str]:
+        keys, values = C.llama_model_meta_key_by_index, C.llama_model_meta_val_str_by_index
+        count = C.llama_model_meta_count(self.pointer)
+        return {_read(keys, self.pointer, i): _read(values, self.pointer, i) for i in range(count)}
+
+
+def check_is_gguf(path: Path) -> None:
+    """Raise ``ModelFileError`` unless ``path`` is a readable file that starts like a GGUF model."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(8)
+    except FileNotFoundError:
+        raise ModelFileError(path, "there is no such file") from None
+    except IsADirectoryError:
+        raise ModelFileError(path, "it is a folder, not a GGUF file") from None
+    except OSError as error:
+        raise ModelFileError(path, error.strerror or "it cannot be read") from None
+    if head[:4] != _GGUF_MAGIC or len(head) < 8:
+        raise ModelFileError(path, "it is not a GGUF file")
+    version = int.from_bytes(head[4:8], "little")
+    if not 1 <= version <= _MAX_GGUF_VERSION:
+        raise ModelFileError(path, f"GGUF version {version} is not known here")
+
+
+def _read(function: Callable[..., int], pointer: object, index: int) -> str:
+    buffer = ctypes.create_string_buffer(1024)
+    size = function(pointer, index, buffer, len(buffer))
+    if size >= len(buffer):
+        buffer = ctypes.create_string_buffer(size + 1)
+        size = function(pointer, index, buffer, len(buffer))
+    return buffer.value.decode("utf-8", "replace") if size >= 0 else ""

@@ -1,0 +1,215 @@
+"""Choosing the next token of one sequence from its logits.
+
+Owns the sampling settings, each sequence's random stream, and the C sampler chain. Numpy preselects the few
+tokens that can still win, llama.cpp's chain (top-k → top-p → min-p → temperature → distribution) decides
+among them: exact, and twenty times cheaper than a chain over the whole vocabulary. It never sees text. The
+engine thread calls it.
+
+Order as in llama.cpp's ``common_sampler``: bias → penalties → top-k → top-p → min-p → temperature → draw.
+Source: ``llama_sampler_*`` (llama-sampler.cpp).
+"""
+
+import ctypes
+import math
+import os
+from collections import Counter, deque
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from nexa_runtime.errors import DecodeError, LlamaGuardError
+from nexa_runtime.llama.context import Logits
+from nexa_runtime.llama.lib import C
+
+_RANDOM_SEED = 0xFFFFFFFF
+"""llama.cpp's ``LLAMA_DEFAULT_SEED``: it would draw a seed of its own."""
+
+_FIRST_THRESHOLD = 14.0
+"""Logits this far below the best one have e^-14 of its probability; widened until the cut is exact."""
+
+_LAST_THRESHOLD = 1e4
+"""Beyond any logit that is not -inf."""
+
+_CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
+
+Ids = npt.NDArray[np.intp]
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How to choose tokens; the defaults are llama.cpp's.
+
+    ``temperature`` 0 takes the best token. ``top_k`` 0 or less: off. ``repeat_penalty`` 1: off.
+    ``logit_bias``: (token, added to its logit). ``banned``: tokens that are never chosen. ``seed`` None: a
+    fresh random one.
+    """
+
+    temperature: float = 0.8
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.05
+    repeat_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    penalty_last_n: int = 64
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    banned: frozenset[int] = frozenset()
+    seed: int | None = None
+
+    @property
+    def has_penalties(self) -> bool:
+        """Whether tokens already seen weigh on the next one."""
+        return self.penalty_last_n > 0 and (
+            self.repeat_penalty != 1.0 or self.frequency_penalty != 0.0 or self.presence_penalty != 0.0
+        )
+
+    @property
+    def is_plain_greedy(self) -> bool:
+        """Whether the choice is the largest raw logit and nothing else."""
+        return self.temperature <= 0 and not (self.logit_bias or self.banned or self.has_penalties)
+
+
+def sample_greedy(logits: Logits) -> list[int]:
+    """The largest logit of each row; of equal ones the first, as in ``llama_sampler_init_greedy``."""
+    return [int(token) for token in logits.argmax(axis=1)]
+
+
+class Sampler:
+    """The sampler of one sequence. ``close`` frees the C chain; a second call does nothing."""
+
+    def __init__(self, params: SamplingParams, vocab_size: int, prompt: npt.NDArray[np.int32]) -> None:
+        """``prompt``, int32 of shape (n,): its last ``penalty_last_n`` tokens count for penalties."""
+        self.params = params
+        self._vocab_size = vocab_size
+        for token, _ in params.logit_bias:
+            if not 0 <= token < vocab_size:
+                raise LlamaGuardError(
+                    f"a bias on token {token}, outside the vocabulary of {vocab_size} tokens"
+                )
+        self._bias_ids = np.array([token for token, _ in params.logit_bias], dtype=np.intp)
+        self._bias = np.array([bias for _, bias in params.logit_bias], dtype=np.float32)
+        self._banned = np.array(sorted(params.banned), dtype=np.intp)
+        self._recent: deque[int] = deque(maxlen=params.penalty_last_n)
+        self._counts: Counter[int] = Counter()
+        if params.has_penalties:
+            for token in prompt[-params.penalty_last_n :]:
+                self.accept(int(token))
+        # Whoever keeps every token needs room for all of them, else a few hundred do.
+        self._candidates = np.empty(1024, dtype=_CANDIDATE)
+        self._array = C.llama_token_data_array()
+        self._top_k = params.top_k if 0 < params.top_k < vocab_size else 0
+        self._chain = _make_chain(params, self._top_k)
+
+    def sample(self, row: Logits) -> int:
+        """Choose a token from one row of logits, shape (vocabulary,), which is changed in place.
+
+        Raises ``DecodeError`` when no token has a finite logit.
+        """
+        self._apply_bias(row)
+        self._apply_penalties(row)
+        if self.params.temperature <= 0:
+            return _check_finite(row, int(row.argmax()))
+        ids = self._preselect(row, best=float(row[_check_finite(row, int(row.argmax()))]))
+        if len(ids) > len(self._candidates):
+            self._candidates = np.empty(max(len(ids), 2 * len(self._candidates)), dtype=_CANDIDATE)
+        candidates = self._candidates[: len(ids)]
+        candidates["id"] = ids
+        candidates["logit"] = row[ids]
+        candidates["p"] = 0.0
+        array = self._array
+        array.data = candidates.ctypes.data_as(C.llama_token_data_p)
+        array.size, array.selected, array.sorted = len(ids), -1, False
+        C.llama_sampler_apply(self._chain, ctypes.byref(array))
+        return int(array.data[array.selected].id)
+
+    def accept(self, token: int) -> None:
+        """Remember a token for the penalties."""
+        if not self.params.has_penalties:
+            return
+        if len(self._recent) == self._recent.maxlen:
+            oldest = self._recent[0]
+            self._counts[oldest] -= 1
+            if not self._counts[oldest]:
+                del self._counts[oldest]
+        self._recent.append(token)
+        self._counts[token] += 1
+
+    def close(self) -> None:
+        """Free the C chain."""
+        if self._chain:
+            C.llama_sampler_free(self._chain)
+            self._chain = None
+
+    def _apply_bias(self, row: Logits) -> None:
+        if len(self._bias_ids):
+            np.add.at(row, self._bias_ids, self._bias)
+        if len(self._banned):
+            row[self._banned] = -np.inf
+
+    def _apply_penalties(self, row: Logits) -> None:
+        """As ``llama_sampler_penalties_apply``: repetition scales towards unlikely, the others subtract."""
+        if not self._counts:
+            return
+        params = self.params
+        ids = np.fromiter(self._counts.keys(), dtype=np.intp, count=len(self._counts))
+        counts = np.fromiter(self._counts.values(), dtype=np.float32, count=len(self._counts))
+        values = row[ids]
+        repeat = np.float32(params.repeat_penalty)
+        values = np.where(values <= 0, values * repeat, values / repeat)
+        row[ids] = values - (
+            counts * np.float32(params.frequency_penalty) + np.float32(params.presence_penalty)
+        )
+
+    def _preselect(self, row: Logits, best: float) -> Ids:
+        """Ids that can still be chosen; never drops one that the full chain would keep."""
+        params = self.params
+        if self._top_k:
+            threshold = _FIRST_THRESHOLD
+            while threshold < _LAST_THRESHOLD:
+                ids = np.flatnonzero(row > best - threshold)
+                if len(ids) >= self._top_k:
+                    return ids
+                threshold *= 1.5
+            return np.flatnonzero(row > -np.inf)
+        if params.top_p < 1.0:
+            # The chain's top-p needs the whole mass, so that cut is made here (and the chain leaves it out).
+            return _top_p(row, best, params.top_p)
+        if params.min_p > 0.0:
+            return np.flatnonzero(row >= best + math.log(params.min_p) - 1e-4)
+        return np.flatnonzero(row > -np.inf)
+
+
+def _top_p(row: Logits, best: float, top_p: float) -> Ids:
+    weights = np.exp(row - np.float32(best))
+    needed = top_p * float(weights.sum(dtype=np.float64))
+    threshold = _FIRST_THRESHOLD
+    while True:
+        ids = np.flatnonzero(row > best - threshold)
+        order = ids[np.argsort(-row[ids], kind="stable")]
+        mass = np.cumsum(weights[order], dtype=np.float64)
+        if mass[-1] >= needed or threshold > _LAST_THRESHOLD:
+            return order[: int(np.searchsorted(mass, needed)) + 1]
+        threshold *= 1.5
+
+
+def _check_finite(row: Logits, token: int) -> int:
+    if not math.isfinite(row[token]):
+        raise DecodeError("no token has a finite logit")
+    return token
+
+
+def _make_chain(params: SamplingParams, top_k: int) -> object:
+    seed = params.seed if params.seed is not None else int.from_bytes(os.urandom(4), "little")
+    chain = C.llama_sampler_chain_init(C.llama_sampler_chain_default_params())
+    if params.temperature <= 0:
+        return chain
+    if top_k:
+        C.llama_sampler_chain_add(chain, C.llama_sampler_init_top_k(top_k))
+        if params.top_p < 1.0:
+            C.llama_sampler_chain_add(chain, C.llama_sampler_init_top_p(params.top_p, 1))
+    if params.min_p > 0.0:
+        C.llama_sampler_chain_add(chain, C.llama_sampler_init_min_p(params.min_p, 1))
+    C.llama_sampler_chain_add(chain, C.llama_sampler_init_temp(params.temperature))
+    C.llama_sampler_chain_add(chain, C.llama_sampler_init_dist(seed % _RANDOM_SEED))
+    return chain

@@ -1,0 +1,132 @@
+"""The application and the server around it.
+
+Owns the composition: routes, middleware, start and end. ``cli`` calls ``create_app`` and runs ``Server``;
+tests do the same.
+"""
+
+import logging
+import signal
+import socket
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from types import FrameType
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.routing import Route
+
+from nexa_runtime.config import ServerSettings, ServingSettings
+from nexa_runtime.errors import ConfigError, NexaError
+from nexa_runtime.server.errors import on_http_error, on_nexa_error
+from nexa_runtime.server.middleware import RequestMiddleware
+from nexa_runtime.server.routes import generate, health, models
+from nexa_runtime.server.services import Services, State
+from nexa_runtime.serving.generation import GenerationService
+from nexa_runtime.serving.pool import ModelPool
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+_KEEP_ALIVE_S = 75
+"""Longer than the idle time of the usual proxies and client pools, so that they close first."""
+
+_GRACEFUL_S = 10
+"""After the engine has ended every stream, how long clients may take to read the rest."""
+
+
+class App(Starlette):
+    """The ASGI application. ``service`` ends the engine before connections are closed."""
+
+    def __init__(self, pool: ModelPool, serving: ServingSettings, server: ServerSettings) -> None:
+        self.service = GenerationService(pool, serving)
+        self._services = Services(self.service, server)
+        super().__init__(
+            routes=[
+                Route("/v1/chat/completions", generate.chat_completions, methods=["POST"]),
+                Route("/v1/completions", generate.completions, methods=["POST"]),
+                Route("/v1/models", models.list_models),
+                Route("/v1/models/{name:path}", models.get_model),
+                Route("/health", health.health),
+                Route("/readyz", health.readyz),
+            ],
+            middleware=[Middleware(RequestMiddleware)],
+            exception_handlers={NexaError: on_nexa_error, HTTPException: on_http_error},
+            lifespan=self._lifespan,
+        )
+
+    @asynccontextmanager
+    async def _lifespan(self, _: Starlette) -> AsyncIterator[State]:
+        self.service.start()
+        try:
+            yield {"services": self._services}
+        finally:
+            await self.service.stop()
+            await self.service.close()
+
+
+class Server(uvicorn.Server):
+    """Ends every generation before it waits for connections, so that each stream says why it ends."""
+
+    def __init__(self, app: App, settings: ServerSettings) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                host=settings.host,
+                port=settings.port,
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_keep_alive=_KEEP_ALIVE_S,
+                timeout_graceful_shutdown=_GRACEFUL_S,
+            )
+        )
+        self._app = app
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """As uvicorn's, but does not raise the signal again when all is done: that would print a traceback."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self.handle_exit) for number in _SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.should_exit and sig == signal.SIGINT:
+            # A second Ctrl-C cuts the shutdown short; what uvicorn then says about it is no news.
+            logging.getLogger("uvicorn.error").disabled = True
+        super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await self._app.service.stop()
+        await super().shutdown(sockets)
+
+
+def bind(settings: ServerSettings) -> socket.socket:
+    """A listening socket. Raises ``ConfigError`` when the address cannot be had."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise ConfigError(
+            f"NEXA_HOST is {settings.host!r}, which is no address here ({error.strerror})."
+        ) from None
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(2048)
+    except OSError as error:
+        listener.close()
+        place = f"{settings.host}:{settings.port}"
+        raise ConfigError(
+            f"Cannot listen on {place}: {error.strerror}. Choose another port with --port or NEXA_PORT."
+        ) from None
+    return listener

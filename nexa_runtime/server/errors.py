@@ -1,0 +1,86 @@
+"""Errors on the wire: each exception class has one status, and one body shape serves all.
+
+Owns the map from classes to HTTP statuses and OpenAI's error body. It never decides what is an error.
+"""
+
+from collections.abc import Mapping
+
+import orjson
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from nexa_runtime import errors
+
+_STATUS: Mapping[type[errors.NexaError], int] = {
+    errors.RequestError: 400,
+    errors.ModelNotFoundError: 404,
+    errors.BodyTimeoutError: 408,
+    errors.BodyTooLargeError: 413,
+    errors.ClientDisconnectedError: 499,
+    errors.NexaError: 500,
+    errors.QueueFullError: 503,
+    errors.ShuttingDownError: 503,
+    errors.RequestTimeoutError: 504,
+}
+
+_RETRY_AFTER_S = {errors.QueueFullError: 1, errors.ShuttingDownError: 5}
+
+_HTTP_CODES = {404: "not_found", 405: "method_not_allowed"}
+
+_INTERNAL_MESSAGE = "The server had an internal error; its log has the details under this request's id."
+
+
+def status_of(error: Exception) -> int:
+    """The status of the nearest class in the tree; 500 for what is not ours."""
+    for cls in type(error).__mro__:
+        if (status := _STATUS.get(cls)) is not None:
+            return status
+    return 500
+
+
+def error_body(error: Exception) -> dict[str, object]:
+    """``{"error": {"message", "type", "param", "code"}}``; says nothing about errors that are not ours."""
+    if not isinstance(error, errors.NexaError):
+        return _body(_INTERNAL_MESSAGE, 500, None, errors.NexaError.code)
+    param = error.param if isinstance(error, errors.RequestError) else None
+    return _body(str(error), status_of(error), param, error.code)
+
+
+def error_response(error: Exception) -> Response:
+    """The whole response of an error."""
+    headers = {}
+    if (seconds := _RETRY_AFTER_S.get(type(error))) is not None:
+        headers["retry-after"] = str(seconds)
+    return json_response(error_body(error), status=status_of(error), headers=headers)
+
+
+async def on_nexa_error(_: Request, error: Exception) -> Response:
+    """Starlette's handler of ``NexaError``."""
+    return error_response(error)
+
+
+async def on_http_error(request: Request, error: Exception) -> Response:
+    """Starlette's handler of its own errors: no such path, wrong method."""
+    assert isinstance(error, HTTPException)
+    status = error.status_code
+    if status == 404:
+        message = f"There is nothing at {request.method} {request.url.path[:200]}."
+    elif status == 405:
+        message = f"{request.url.path[:200]} does not take {request.method}."
+    else:
+        message = str(error.detail)
+    code = _HTTP_CODES.get(status, errors.RequestError.code)
+    return json_response(_body(message, status, None, code), status=status, headers=error.headers or {})
+
+
+def json_response(
+    content: object, *, status: int = 200, headers: Mapping[str, str] | None = None
+) -> Response:
+    """``content`` as a JSON response."""
+    return Response(orjson.dumps(content), status_code=status, headers=headers, media_type="application/json")
+
+
+def _body(message: str, status: int, param: str | None, code: str) -> dict[str, object]:
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}

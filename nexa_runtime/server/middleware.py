@@ -1,0 +1,55 @@
+"""Around every request: its id, its line in the log, and an answer even when the code has a bug.
+
+Pure ASGI; it never reads bodies.
+"""
+
+import re
+import time
+import uuid
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from nexa_runtime.server.errors import error_response
+from nexa_runtime.telemetry import bind_request, get_logger
+
+_SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_QUIET_PATHS = frozenset({"/health", "/readyz"})
+
+_log = get_logger("server")
+
+
+class RequestMiddleware:
+    """Gives each response ``x-request-id``: the client's own where that is sane, else ``req_…``."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("x-request-id", "")
+        request_id = given if _SANE_ID.fullmatch(given) else f"req_{uuid.uuid4().hex}"
+        status = 0
+        start = time.monotonic()
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        with bind_request(request_id=request_id):
+            try:
+                await self._app(scope, receive, send_with_id)
+            except Exception as error:
+                _log.exception("request_crashed", path=scope["path"])
+                if status:
+                    raise
+                await error_response(error)(scope, receive, send_with_id)
+            finally:
+                log = _log.debug if scope["path"] in _QUIET_PATHS else _log.info
+                elapsed_ms = round((time.monotonic() - start) * 1e3, 1)
+                log("request", method=scope["method"], path=scope["path"], status=status, ms=elapsed_ms)

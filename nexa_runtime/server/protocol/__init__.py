@@ -1,0 +1,1 @@
+"""OpenAI's wire format: the only place where its names exist."""

@@ -1,0 +1,62 @@
+"""``POST /v1/chat/completions`` and ``POST /v1/completions``."""
+
+import time
+import uuid
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from nexa_runtime.server.body import read_json_object
+from nexa_runtime.server.protocol.chat import ChatRequest, ChatWriter
+from nexa_runtime.server.protocol.common import CommonRequest, parse
+from nexa_runtime.server.protocol.completions import CompletionRequest, CompletionWriter
+from nexa_runtime.server.protocol.parameters import CHAT, COMPLETION, split_fields
+from nexa_runtime.server.services import services
+from nexa_runtime.server.stream import Writer, respond, stream
+from nexa_runtime.serving.generation import Generation
+from nexa_runtime.telemetry import get_logger
+
+_MAX_IGNORED_HEADER = 500
+
+_log = get_logger("server.generate")
+
+
+async def chat_completions(request: Request) -> Response:
+    """OpenAI's chat completions."""
+    body = await read_json_object(request, services(request).settings)
+    fields, unknown = split_fields(body, CHAT)
+    wire = parse(ChatRequest, fields)
+    generation = await services(request).generation.open_chat(wire.to_messages(), wire.to_options())
+    writer = ChatWriter(f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), generation.model_name)
+    return await _answer(request, wire, generation, writer, unknown)
+
+
+async def completions(request: Request) -> Response:
+    """OpenAI's legacy completions."""
+    body = await read_json_object(request, services(request).settings)
+    fields, unknown = split_fields(body, COMPLETION)
+    wire = parse(CompletionRequest, fields)
+    generation = await services(request).generation.open_completion(wire.to_prompts(), wire.options())
+    writer = CompletionWriter(f"cmpl-{uuid.uuid4().hex}", int(time.time()), generation.model_name)
+    return await _answer(request, wire, generation, writer, unknown)
+
+
+async def _answer(
+    request: Request, wire: CommonRequest, generation: Generation, writer: Writer, unknown: list[str]
+) -> Response:
+    headers = {}
+    if unknown:
+        headers["x-nexa-ignored"] = _header_list(unknown)
+        _log.info("ignored_fields", fields=unknown[:20])
+    if generation.clamped_max_tokens is not None:
+        headers["x-nexa-clamped"] = f"max_tokens={generation.clamped_max_tokens}"
+    if wire.stream:
+        return await stream(request, generation, writer, headers, wants_usage=wire.wants_usage)
+    return await respond(request, generation, writer, headers)
+
+
+def _header_list(names: list[str]) -> str:
+    """Names for a header: what is not plain ASCII becomes ``?``, and a long list is cut."""
+    text = ", ".join(names).encode("ascii", "replace").decode()
+    printable = "".join(char if char.isprintable() else "?" for char in text)
+    return printable if len(printable) <= _MAX_IGNORED_HEADER else printable[:_MAX_IGNORED_HEADER] + "..."

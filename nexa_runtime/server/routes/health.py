@@ -1,0 +1,29 @@
+"""``GET /health`` and ``GET /readyz``."""
+
+from dataclasses import asdict
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from nexa_runtime.server.errors import json_response
+from nexa_runtime.server.services import services
+
+
+async def health(_: Request) -> Response:
+    """The process answers. Never touches the engine."""
+    return json_response({"status": "ok"})
+
+
+async def readyz(request: Request) -> Response:
+    """Whether requests are taken, and what the engine holds right now."""
+    generation = services(request).generation
+    model = generation.pool.default
+    body = {
+        "status": "ready" if generation.is_ready else "not ready",
+        "model": model.id,
+        "slots": model.slots,
+        "kv_cells": model.context.num_cells,
+        "open_sequences": generation.num_open,
+        "engine": asdict(model.engine.stats),
+    }
+    return json_response(body, status=200 if generation.is_ready else 503)

@@ -1,0 +1,31 @@
+"""``GET /v1/models`` and ``GET /v1/models/{id}``."""
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from nexa_runtime.server.errors import json_response
+from nexa_runtime.server.services import services
+from nexa_runtime.serving.pool import LoadedModel
+
+
+async def list_models(request: Request) -> Response:
+    """Every name that a model is served under."""
+    pool = services(request).generation.pool
+    data = [_model_body(name, model) for model in pool.models() for name in model.names]
+    return json_response({"object": "list", "data": data})
+
+
+async def get_model(request: Request) -> Response:
+    """One of these names."""
+    name = request.path_params["name"]
+    return json_response(_model_body(name, services(request).generation.pool.resolve(name)))
+
+
+def _model_body(name: str, model: LoadedModel) -> dict[str, object]:
+    return {
+        "id": name,
+        "object": "model",
+        "created": model.created,
+        "owned_by": "nexa-runtime",
+        "context_length": model.max_sequence_tokens,
+    }

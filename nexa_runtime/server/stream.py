@@ -1,0 +1,132 @@
+"""One generation to one response: a stream of events, or a single body.
+
+Owns how an answer is written while it grows, and that it ends in exactly one way: complete with ``[DONE]``,
+with an error frame, or with the client gone. Whatever happens, the generation is closed. Routes call it.
+
+Deliberate: the status of a stream is withheld until its first token, for ``WITHHOLD_S`` at most, so that a
+refusal is a real status; from then on comments keep the connection alive and a failure is an error frame.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Protocol
+
+import orjson
+from sse_starlette import EventSourceResponse
+from sse_starlette.sse import AppStatus
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from nexa_runtime.engine.sequence import FinishReason
+from nexa_runtime.errors import ClientDisconnectedError, NexaError
+from nexa_runtime.server.errors import error_body, json_response
+from nexa_runtime.serving.generation import Generation, Usage
+
+WITHHOLD_S = 10.0
+KEEP_ALIVE_S = 10.0
+SEND_TIMEOUT_S = 60.0
+"""A client that takes nothing for so long is gone."""
+
+# The engine ends every stream itself at shutdown, with an error frame; sse-starlette would cut them first.
+AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
+
+
+class Writer(Protocol):
+    """How an endpoint writes its answers; ``protocol`` has one per endpoint."""
+
+    def response(
+        self, texts: list[str], reasons: list[FinishReason], usage: Usage
+    ) -> Mapping[str, object]: ...
+
+    def first_chunk(self, index: int) -> Mapping[str, object] | None: ...
+
+    def chunk(self, index: int, text: str) -> Mapping[str, object]: ...
+
+    def last_chunk(self, index: int, reason: FinishReason) -> Mapping[str, object]: ...
+
+    def usage_chunk(self, usage: Usage) -> Mapping[str, object]: ...
+
+
+async def respond(
+    request: Request, generation: Generation, writer: Writer, headers: dict[str, str]
+) -> Response:
+    """The whole answer in one body; the generation ends with the client."""
+    try:
+        texts = [""] * generation.num_choices
+        reasons = [FinishReason.ABORT] * generation.num_choices
+        async with _watch_client(request, generation):
+            async for batch in generation.deltas():
+                for delta in batch:
+                    texts[delta.index] += delta.text
+                    if delta.finish_reason is not None:
+                        reasons[delta.index] = delta.finish_reason
+        return json_response(writer.response(texts, reasons, generation.usage), headers=headers)
+    finally:
+        generation.close()
+
+
+async def stream(
+    request: Request, generation: Generation, writer: Writer, headers: dict[str, str], *, wants_usage: bool
+) -> Response:
+    """A stream of events, once the first token is there. Raises what ends the request before that."""
+    try:
+        async with _watch_client(request, generation):
+            await generation.wait_first(WITHHOLD_S)
+    except BaseException:
+        generation.close()
+        raise
+    return _GenerationResponse(generation, _events(generation, writer, wants_usage=wants_usage), headers)
+
+
+class _GenerationResponse(EventSourceResponse):
+    """Closes the generation even when the client leaves before the first event was asked for."""
+
+    def __init__(self, generation: Generation, events: AsyncIterator[bytes], headers: dict[str, str]) -> None:
+        super().__init__(events, headers=headers, ping=KEEP_ALIVE_S, sep="\n", send_timeout=SEND_TIMEOUT_S)
+        self._generation = generation
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._generation.close()
+
+
+async def _events(generation: Generation, writer: Writer, *, wants_usage: bool) -> AsyncIterator[bytes]:
+    try:
+        for index in range(generation.num_choices):
+            if (first := writer.first_chunk(index)) is not None:
+                yield _frame(first)
+        async for batch in generation.deltas():
+            for delta in batch:
+                if delta.text:
+                    yield _frame(writer.chunk(delta.index, delta.text))
+                if delta.finish_reason is not None:
+                    yield _frame(writer.last_chunk(delta.index, delta.finish_reason))
+        if wants_usage:
+            yield _frame(writer.usage_chunk(generation.usage))
+        yield b"data: [DONE]\n\n"
+    except NexaError as error:
+        yield _frame(error_body(error))
+
+
+def _frame(content: Mapping[str, object]) -> bytes:
+    return b"data: " + orjson.dumps(content) + b"\n\n"
+
+
+@asynccontextmanager
+async def _watch_client(request: Request, generation: Generation) -> AsyncIterator[None]:
+    """While inside, the generation fails with ``ClientDisconnectedError`` as soon as the client is gone."""
+
+    async def watch() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        generation.fail(ClientDisconnectedError())
+
+    task = asyncio.create_task(watch())
+    try:
+        yield
+    finally:
+        task.cancel()

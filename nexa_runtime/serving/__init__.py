@@ -1,0 +1,1 @@
+"""Serving: which models are loaded, and one request from its prompt to its end."""

@@ -1,0 +1,49 @@
+"""Structured logs on stderr: JSON lines, or readable lines when a person watches.
+
+Owns the format and the fields that every line of a request carries. It never writes to stdout (that is data)
+and never logs prompts or answers. ``cli`` configures it once; every layer above ``config`` logs through it.
+"""
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import cast
+
+import structlog
+from structlog.typing import FilteringBoundLogger, Processor
+
+
+def configure_logging(level: str) -> None:
+    """Set the least severe level written; one of Python's level names in upper case."""
+    renderer: Processor = (
+        structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer()
+    )
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.dict_tracebacks if not sys.stderr.isatty() else _keep,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level]),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+
+
+def get_logger(name: str) -> FilteringBoundLogger:
+    """A logger whose lines carry ``room=name``."""
+    return cast(FilteringBoundLogger, structlog.get_logger(room=name))
+
+
+@contextmanager
+def bind_request(*, request_id: str) -> Iterator[None]:
+    """Every line logged inside carries the request's id."""
+    with structlog.contextvars.bound_contextvars(request_id=request_id):
+        yield
+
+
+def _keep(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    return event

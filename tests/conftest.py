@@ -1,0 +1,39 @@
+"""Fixtures: the bundled model, loaded once, and servers on real sockets."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from nexa_runtime.llama import Model
+from nexa_runtime.serving.pool import DEMO_PATH
+from tests.support import LiveServer, free_settings
+
+
+@pytest.fixture(scope="session")
+def model() -> Iterator[Model]:
+    """The bundled model without a context."""
+    loaded = Model.load(DEMO_PATH)
+    yield loaded
+    loaded.close()
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[LiveServer]:
+    """A server with the default settings, shared by the tests that leave it as it was."""
+    with LiveServer(free_settings()) as live:
+        yield live
+
+
+@pytest.fixture
+def make_server() -> Iterator[Callable[..., LiveServer]]:
+    """Servers with settings of their own: ``make_server(NEXA_SLOTS=2)``."""
+    started: list[LiveServer] = []
+
+    def make(**overrides: object) -> LiveServer:
+        live = LiveServer(free_settings(**overrides))
+        started.append(live)
+        return live
+
+    yield make
+    for live in started:
+        live.stop()

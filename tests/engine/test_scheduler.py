@@ -1,0 +1,286 @@
+"""The scheduler, driven by hand: no model, no threads, no clock."""
+
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nexa_runtime.engine.kv_cache import KvCache
+from nexa_runtime.engine.scheduler import MIN_PREFILL_TOKENS, PrefillBudget, Scheduler
+from nexa_runtime.engine.sequence import (
+    Advance,
+    Chunk,
+    FinishReason,
+    Sequence,
+    StepPlan,
+    StepResult,
+    TenantShare,
+)
+from nexa_runtime.errors import DecodeError
+
+END = 0
+
+
+def make_sequence(
+    key: int,
+    num_prompt: int = 4,
+    *,
+    max_new: int = 8,
+    tenant: str = "demo",
+    max_slots: int | None = None,
+    may_end: bool = False,
+) -> Sequence:
+    prompt = np.arange(key * 1000 + 1, key * 1000 + 1 + num_prompt, dtype=np.int32)
+    return Sequence(
+        key,
+        prompt,
+        max_new_tokens=max_new,
+        share=TenantShare(tenant, max_slots=max_slots),
+        cache_namespace=tenant,
+        end_tokens=frozenset([END] if may_end else []),
+    )
+
+
+def make_scheduler(*, slots: int = 2, step_tokens: int = 64, num_cells: int = 1000) -> Scheduler:
+    cache = KvCache(num_ids=2 * slots, num_cells=num_cells)
+    return Scheduler(slots=slots, step_tokens=step_tokens, kv_cache=cache)
+
+
+def next_token(sequence: Sequence) -> int:
+    """What a model would do: a token that depends on all before it, now and then the end."""
+    checksum = zlib.crc32(sequence.tokens(0, sequence.num_known).tobytes())
+    return END if checksum % 11 == 0 else 1 + checksum % 50_000
+
+
+class FakeRunner:
+    """Checks every plan as llama.cpp would, and answers with ``next_token``."""
+
+    def __init__(self) -> None:
+        self.cached: dict[int, int] = {}
+
+    def execute(self, plan: StepPlan, failed: dict[int, Exception] | None = None) -> StepResult:
+        for sequence_id in plan.released_ids:
+            self.cached.pop(sequence_id, None)
+        tokens = {}
+        for chunk in plan.chunks:
+            sequence_id = chunk.sequence.sequence_id
+            assert sequence_id is not None
+            assert self.cached.get(sequence_id, 0) == chunk.start
+            self.cached[sequence_id] = chunk.start + chunk.count
+            if chunk.wants_token:
+                tokens[chunk.sequence.key] = next_token(chunk.sequence)
+        return StepResult(0.01, tokens, failed or {})
+
+
+def drain(scheduler: Scheduler, runner: FakeRunner) -> list[Advance]:
+    advances: list[Advance] = []
+    while (plan := scheduler.schedule(0.0)) is not None:
+        advances += scheduler.commit(plan, runner.execute(plan))
+        scheduler.check_integrity()
+    return advances
+
+
+def alone(sequence: Sequence) -> list[int]:
+    """The tokens of a sequence that has the engine for itself."""
+    copy = Sequence(
+        sequence.key,
+        sequence.tokens(0, sequence.num_prompt).copy(),
+        max_new_tokens=sequence.max_new_tokens,
+        share=sequence.share,
+        cache_namespace=sequence.cache_namespace,
+        end_tokens=sequence.end_tokens,
+    )
+    scheduler = make_scheduler(slots=1, num_cells=100_000)
+    scheduler.add(copy, 0.0)
+    drain(scheduler, FakeRunner())
+    return new_tokens(copy)
+
+
+def new_tokens(sequence: Sequence) -> list[int]:
+    return [int(token) for token in sequence.tokens(sequence.num_prompt, sequence.num_new)]
+
+
+def test_nothing_to_do_is_no_plan() -> None:
+    assert make_scheduler().schedule(0.0) is None
+
+
+def test_a_prompt_alone_takes_the_whole_step() -> None:
+    scheduler = make_scheduler(step_tokens=64)
+    scheduler.add(make_sequence(1, 100), 0.0)
+    plan = scheduler.schedule(0.0)
+    assert plan is not None
+    (chunk,) = plan.chunks
+    assert (chunk.start, chunk.count, chunk.wants_token) == (0, 64, False)
+    scheduler.commit(plan, FakeRunner().execute(plan))
+    plan = scheduler.schedule(0.0)
+    assert plan is not None
+    (chunk,) = plan.chunks
+    assert (chunk.start, chunk.count, chunk.wants_token) == (64, 36, True)
+
+
+def test_decode_rows_ride_first_and_prompts_get_the_budget() -> None:
+    scheduler, runner = make_scheduler(step_tokens=512), FakeRunner()
+    talking, arriving = make_sequence(3), make_sequence(2, 500)
+    scheduler.add(talking, 0.0)
+    plan = scheduler.schedule(0.0)
+    assert plan is not None
+    scheduler.commit(plan, runner.execute(plan))
+    scheduler.add(arriving, 0.0)
+    plan = scheduler.schedule(0.0)
+    assert plan is not None
+    assert [(chunk.sequence.key, chunk.count) for chunk in plan.chunks] == [(3, 1), (2, MIN_PREFILL_TOKENS)]
+    assert plan.is_mixed
+
+
+def test_slots_bound_the_running_set_and_free_ones_go_to_the_next() -> None:
+    scheduler, runner = make_scheduler(slots=2), FakeRunner()
+    for key in range(1, 6):
+        scheduler.add(make_sequence(key, max_new=1), 0.0)
+    seen = []
+    while (plan := scheduler.schedule(0.0)) is not None:
+        seen.append([chunk.sequence.key for chunk in plan.chunks])
+        scheduler.commit(plan, runner.execute(plan))
+        scheduler.check_integrity()
+    assert [keys for keys in seen if keys] == [[1, 2], [3, 4], [5]]
+
+
+def test_a_tenants_slots_are_capped() -> None:
+    scheduler = make_scheduler(slots=4)
+    for key in range(1, 4):
+        scheduler.add(make_sequence(key, tenant="capped", max_slots=1), 0.0)
+    scheduler.add(make_sequence(9, tenant="other"), 0.0)
+    plan = scheduler.schedule(0.0)
+    assert plan is not None
+    assert sorted(chunk.sequence.key for chunk in plan.chunks) == [1, 9]
+
+
+def test_one_that_does_not_fit_waits_and_holds_its_place() -> None:
+    scheduler, runner = make_scheduler(slots=3, num_cells=100), FakeRunner()
+    scheduler.add(make_sequence(3, 50, max_new=11), 0.0)
+    scheduler.add(make_sequence(2, 60, max_new=11), 0.0)
+    scheduler.add(make_sequence(1, 5, max_new=2), 0.0)
+    plan = scheduler.schedule(0.0)
+    assert plan is not None
+    assert [chunk.sequence.key for chunk in plan.chunks] == [3]
+    scheduler.commit(plan, runner.execute(plan))
+    finished = [advance.sequence.key for advance in drain(scheduler, runner) if advance.finish_reason]
+    assert sorted(finished) == [1, 2, 3]
+
+
+def test_a_sequence_larger_than_the_pool_is_refused() -> None:
+    with pytest.raises(ValueError, match="cells"):
+        make_scheduler(num_cells=10).add(make_sequence(1, 20), 0.0)
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3])
+def test_abort_frees_everything_at_any_moment(steps: int) -> None:
+    scheduler, runner = make_scheduler(slots=1, step_tokens=32), FakeRunner()
+    for key in (3, 2):
+        scheduler.add(make_sequence(key, 80), 0.0)
+    for _ in range(steps):
+        plan = scheduler.schedule(0.0)
+        assert plan is not None
+        scheduler.commit(plan, runner.execute(plan))
+    for key in (2, 3):
+        sequence = scheduler.abort(key)
+        assert sequence is not None
+        assert sequence.finish_reason is FinishReason.ABORT
+        scheduler.check_integrity()
+    assert scheduler.abort(2) is None
+    plan = scheduler.schedule(0.0)
+    if plan is not None:
+        runner.execute(plan)
+    assert not runner.cached
+    assert scheduler.stats().num_reserved_cells == 0
+
+
+def test_a_failed_sequence_ends_alone() -> None:
+    scheduler, runner = make_scheduler(), FakeRunner()
+    good, bad = make_sequence(3), make_sequence(2)
+    scheduler.add(good, 0.0)
+    scheduler.add(bad, 0.0)
+    plan = scheduler.schedule(0.0)
+    assert plan is not None
+    error = DecodeError("made up")
+    advances = scheduler.commit(plan, runner.execute(plan, {2: error}))
+    assert [(one.sequence.key, one.error) for one in advances if one.error] == [(2, error)]
+    drain(scheduler, runner)
+    assert new_tokens(good) == alone(good)
+
+
+def test_work_is_charged_to_the_tenant_that_caused_it() -> None:
+    scheduler, runner = make_scheduler(slots=1), FakeRunner()
+    scheduler.add(make_sequence(3, 60, max_new=1, tenant="big"), 0.0)
+    scheduler.add(make_sequence(4, 60, max_new=1, tenant="big"), 0.0)
+    scheduler.add(make_sequence(5, 5, max_new=1, tenant="small"), 0.0)
+    order = [one.sequence.share.tenant_id for one in drain(scheduler, runner) if one.finish_reason]
+    assert order == ["big", "small", "big"]
+
+
+def test_the_budget_learns_what_prompts_cost() -> None:
+    budget = PrefillBudget(max_tokens=512)
+    assert budget.tokens() == MIN_PREFILL_TOKENS
+    sequence = make_sequence(1, 400)
+    prefill = StepPlan((Chunk(sequence, 0, 320, False, False),), ())
+    decode = StepPlan((Chunk(sequence, 320, 1, True, True),), ())
+    for _ in range(20):
+        budget.observe(prefill, 0.320)
+        budget.observe(decode, 0.100)
+    assert budget.tokens() == 96
+    for _ in range(40):
+        budget.observe(decode, 0.005)
+    assert budget.tokens() == MIN_PREFILL_TOKENS
+
+
+requests = st.lists(
+    st.tuples(
+        st.integers(1, 90),  # prompt tokens
+        st.integers(1, 12),  # new tokens
+        st.sampled_from(["a", "b", "c"]),
+        st.integers(0, 6),  # arrives before this step
+        st.one_of(st.none(), st.integers(0, 10)),  # aborted at this step
+    ),
+    min_size=1,
+    max_size=12,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(requests, st.integers(1, 4), st.integers(33, 80), st.integers(101, 400))
+def test_random_schedules_lose_nothing(
+    plans: list[tuple[int, int, str, int, int | None]], slots: int, step_tokens: int, num_cells: int
+) -> None:
+    scheduler = make_scheduler(slots=slots, step_tokens=step_tokens, num_cells=num_cells)
+    runner = FakeRunner()
+    sequences = [
+        make_sequence(key, prompt, max_new=new, tenant=tenant, may_end=True)
+        for key, (prompt, new, tenant, _, _) in enumerate(plans, start=1)
+    ]
+    for step in range(1000):
+        for sequence, (*_, arrival, abort) in zip(sequences, plans, strict=True):
+            if arrival == step:
+                scheduler.add(sequence, float(step))
+            if abort == step:
+                scheduler.abort(sequence.key)
+        scheduler.check_integrity()
+        plan = scheduler.schedule(float(step))
+        if plan is None and step > 10:
+            break
+        if plan is not None:
+            assert plan.num_rows <= step_tokens
+            scheduler.commit(plan, runner.execute(plan))
+            scheduler.check_integrity()
+    assert all(sequence.finish_reason is not None for sequence in sequences)
+    for sequence in sequences:
+        if sequence.finish_reason in (FinishReason.STOP, FinishReason.LENGTH):
+            assert new_tokens(sequence) == alone(sequence)
+    stats = scheduler.stats()
+    assert (stats.num_running, stats.num_waiting, stats.num_used_ids, stats.num_reserved_cells) == (
+        0,
+        0,
+        0,
+        0,
+    )
+    assert not runner.cached

@@ -1,0 +1,147 @@
+"""What several tests need: a server in this process on a real socket, and the near-tie check."""
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Self
+
+import httpx
+import numpy as np
+import numpy.typing as npt
+
+from nexa_runtime.config import Settings, load_settings
+from nexa_runtime.engine.engine import Engine
+from nexa_runtime.llama import Context, ContextParams, DecodeStatus, Model
+from nexa_runtime.server.app import App, Server, bind
+from nexa_runtime.serving.pool import LoadedModel, ModelPool, load_model
+
+NEAR_TIE = 0.05
+"""Two logits this close may change places when llama.cpp computes them in another batch size."""
+
+
+def free_settings(**overrides: object) -> Settings:
+    """The default settings on any free port."""
+    return load_settings({"NEXA_PORT": 0, **overrides})
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = 20.0) -> bool:
+    """Poll until ``condition`` holds; False if it does not in time."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        threading.Event().wait(0.01)
+    return True
+
+
+class LiveServer:
+    """The real application behind the real uvicorn on a loopback port, in a thread of this process."""
+
+    def __init__(
+        self, settings: Settings, change: Callable[[LoadedModel], None] = lambda model: None
+    ) -> None:
+        self._listener = bind(settings.server)
+        self.loaded = load_model(settings.model, settings.engine)
+        change(self.loaded)
+        self.app = App(ModelPool(self.loaded), settings.serving, settings.server)
+        self._server = Server(self.app, settings.server)
+        self._thread = threading.Thread(target=self._run, name="live-server")
+        self._thread.start()
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self.http = httpx.Client(base_url=self.url, timeout=60)
+        assert wait_until(lambda: self._server.started)
+
+    def _run(self) -> None:
+        asyncio.run(self._server.serve(sockets=[self._listener]))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def engine(self) -> Engine:
+        """The engine of its one model."""
+        return self.loaded.engine
+
+    def chat(self, content: str, **fields: object) -> httpx.Response:
+        """One question to ``/v1/chat/completions``."""
+        body = {"messages": [{"role": "user", "content": content}], **fields}
+        return self.http.post("/v1/chat/completions", json=body)
+
+    @contextmanager
+    def stream(self, content: str, **fields: object) -> Iterator["EventStream"]:
+        """One streamed question."""
+        body = {"messages": [{"role": "user", "content": content}], "stream": True, **fields}
+        with self.http.stream("POST", "/v1/chat/completions", json=body) as response:
+            yield EventStream(response)
+
+    def is_idle(self) -> bool:
+        """Whether nothing runs, waits or is held."""
+        stats = self.engine.stats
+        return not (
+            stats.num_running
+            or stats.num_waiting
+            or stats.num_used_ids
+            or stats.num_reserved_cells
+            or self.app.service.num_open
+        )
+
+    def stop(self) -> None:
+        """Shut down as on SIGTERM; a second call does nothing."""
+        self._server.should_exit = True
+        self._thread.join(60)
+        assert not self._thread.is_alive()
+        self.http.close()
+        self._listener.close()
+
+
+class EventStream:
+    """A stream of server-sent events, as it comes."""
+
+    def __init__(self, response: httpx.Response) -> None:
+        self.response = response
+        self._lines = response.iter_lines()
+
+    def events(self) -> Iterator[Any]:
+        """Each ``data:`` as JSON, the last one as the text ``[DONE]``."""
+        for line in self._lines:
+            if line.startswith("data: "):
+                data = line.removeprefix("data: ")
+                yield data if data == "[DONE]" else json.loads(data)
+
+    def read(self) -> tuple[str, str | None, list[Any]]:
+        """Text and finish reason of the only choice, and every event."""
+        text, reason, events = "", None, []
+        for event in self.events():
+            events.append(event)
+            for choice in event["choices"] if isinstance(event, dict) and "choices" in event else ():
+                text += choice.get("text", "") or choice.get("delta", {}).get("content", "")
+                reason = choice["finish_reason"] or reason
+        return text, reason, events
+
+
+def assert_same_or_near_tie(model: Model, prompt: npt.NDArray[np.int32], left: str, right: str) -> None:
+    """Two greedy answers to one prompt are equal, or part where two tokens were almost equally likely."""
+    if left == right:
+        return
+    vocab = model.vocab
+    a, b = (vocab.tokenize(text, parse_special=False).tolist() for text in (left, right))
+    end = min(vocab.eog_tokens)
+    a, b = [*a, end], [*b, end]
+    at = next(index for index, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)
+    tokens = np.concatenate([prompt, np.array(a[:at], dtype=np.int32)])
+    context = Context(model, ContextParams(len(tokens) + 64, 1, len(tokens), 1, 2))
+    try:
+        batch = context.make_batch()
+        batch.add(0, tokens, 0, wants_logits=True)
+        assert context.decode(batch) is DecodeStatus.OK
+        row = context.logits(1)[0]
+        gap = abs(float(row[a[at]] - row[b[at]]))
+    finally:
+        context.close()
+    assert gap < NEAR_TIE, f"{left!r} and {right!r} part at a gap of {gap}"

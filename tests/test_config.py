@@ -1,0 +1,63 @@
+"""Settings: environment, overrides, and the sentence for a bad value."""
+
+import pytest
+
+from nexa_runtime.config import load_settings
+from nexa_runtime.errors import ConfigError
+
+
+def test_defaults_need_no_environment() -> None:
+    settings = load_settings()
+    assert settings.model.model_id == "demo"
+    assert (settings.server.host, settings.server.port) == ("127.0.0.1", 8080)
+    assert settings.engine.slots == 8
+    assert settings.serving.request_timeout_s == 600
+
+
+def test_flags_override_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NEXA_PORT", "9000")
+    monkeypatch.setenv("NEXA_SLOTS", "3")
+    settings = load_settings({"NEXA_PORT": "9001", "NEXA_SLOTS": None})
+    assert settings.server.port == 9001
+    assert settings.engine.slots == 3
+
+
+def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NEXA_PORT", "")
+    assert load_settings().server.port == 8080
+
+
+def test_served_names_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NEXA_SERVED_NAMES", "gpt-4o, llama ,")
+    assert load_settings().model.served_names == ("gpt-4o", "llama")
+
+
+def test_log_level_has_the_name_of_the_seed_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOG_LEVEL", "debug")
+    assert load_settings().log.level == "DEBUG"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("NEXA_PORT", "70000", "an integer from 0 to 65535"),
+        ("NEXA_PORT", "http", "an integer from 0 to 65535"),
+        ("NEXA_SLOTS", "0", "an integer from 1 to 128"),
+        ("NEXA_CTX_SIZE", "12", "an integer from 256 to"),
+        ("NEXA_REQUEST_TIMEOUT_S", "0", "a number above 0 to 86400"),
+        ("NEXA_REQUEST_TIMEOUT_S", "nan", "a number above 0"),
+        ("NEXA_LOG_LEVEL", "loud", "one of DEBUG, INFO, WARNING, ERROR"),
+        ("NEXA_HOST", " ", "an address"),
+    ],
+)
+def test_a_bad_value_names_the_setting_and_its_range(name: str, value: str, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        if name == "NEXA_HOST":
+            from nexa_runtime.server.app import bind
+
+            bind(load_settings({name: value}).server)
+        load_settings({name: value})
+    text = str(caught.value)
+    assert name in text
+    assert words in text or name == "NEXA_HOST"
+    assert "\n" not in text
