@@ -6,7 +6,10 @@ import pytest
 
 from nexa_runtime.llama import Model
 from nexa_runtime.serving.pool import DEMO_PATH
+from nexa_runtime.telemetry import configure_logging
 from tests.support import LiveServer, free_settings
+
+configure_logging("INFO")
 
 
 @pytest.fixture(scope="session")

@@ -62,7 +62,7 @@ Publish = Callable[[list[Delta]], None]
 
 @dataclass(slots=True)
 class StepCounts:
-    """Steps since the engine was last idle."""
+    """What steps were made of. ``max_sequences``: most in one step."""
 
     num_steps: int = 0
     num_mixed_steps: int = 0
@@ -107,7 +107,9 @@ class Engine:
         self._gate = threading.Lock()
         self._is_stopping = False
         self._publish: Publish = lambda deltas: None
-        self._counts = StepCounts()
+        self.totals = StepCounts()
+        """All steps so far; any thread may read it."""
+        self._since_idle = StepCounts()
         self._thread = threading.Thread(target=self._run, name="nexa-engine", daemon=True)
         self.stats: SchedulerStats = scheduler.stats()
         """Counts after the last step; any thread may read it."""
@@ -242,7 +244,8 @@ class Engine:
     def _count(self, plan: StepPlan, elapsed_s: float) -> None:
         if not plan.chunks:
             return
-        self._counts.add(plan, elapsed_s)
+        self.totals.add(plan, elapsed_s)
+        self._since_idle.add(plan, elapsed_s)
         _log.debug(
             "step",
             decode_rows=plan.num_decode_rows,
@@ -253,7 +256,7 @@ class Engine:
         )
 
     def _rest(self) -> None:
-        counts, self._counts = self._counts, StepCounts()
+        counts, self._since_idle = self._since_idle, StepCounts()
         if counts.num_steps:
             _log.info(
                 "engine_idle",

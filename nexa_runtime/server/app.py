@@ -86,7 +86,7 @@ class Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """As uvicorn's, but does not raise the signal again when all is done: that would print a traceback."""
+        """As uvicorn's, but does not raise the signal again at the end: that would print a traceback."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return

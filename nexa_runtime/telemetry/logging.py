@@ -16,16 +16,23 @@ from structlog.typing import FilteringBoundLogger, Processor
 
 def configure_logging(level: str) -> None:
     """Set the least severe level written; one of Python's level names in upper case."""
-    renderer: Processor = (
-        structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer()
-    )
+    # Tracebacks never show local variables: a prompt may be among them.
+    if sys.stderr.isatty():
+        renderers: list[Processor] = [
+            structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+        ]
+    else:
+        transform = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+        renderers = [
+            structlog.processors.ExceptionRenderer(transform),
+            structlog.processors.JSONRenderer(),
+        ]
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.dict_tracebacks if not sys.stderr.isatty() else _keep,
-            renderer,
+            *renderers,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level]),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
@@ -43,7 +50,3 @@ def bind_request(*, request_id: str) -> Iterator[None]:
     """Every line logged inside carries the request's id."""
     with structlog.contextvars.bound_contextvars(request_id=request_id):
         yield
-
-
-def _keep(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    return event

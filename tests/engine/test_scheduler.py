@@ -61,8 +61,8 @@ class FakeRunner:
         self.cached: dict[int, int] = {}
 
     def execute(self, plan: StepPlan, failed: dict[int, Exception] | None = None) -> StepResult:
-        for sequence_id in plan.released_ids:
-            self.cached.pop(sequence_id, None)
+        for released in plan.released_ids:
+            self.cached.pop(released, None)
         tokens = {}
         for chunk in plan.chunks:
             sequence_id = chunk.sequence.sequence_id

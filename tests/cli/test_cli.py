@@ -1,0 +1,129 @@
+"""The installed commands, as a person runs them."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+
+import nexa_runtime
+from nexa_runtime.server.app import bind
+from tests.support import free_settings, wait_until
+
+NEXA = Path(sys.executable).with_name("nexa-runtime")
+
+
+def nexa(*arguments: str, stdin: str | None = None, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [NEXA, *arguments],
+        input=stdin,
+        stdin=subprocess.DEVNULL if stdin is None else None,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | env,
+        check=False,
+    )
+
+
+def assert_one_sentence(result: subprocess.CompletedProcess[str], *words: str) -> None:
+    assert result.returncode == 1
+    assert result.stdout == ""
+    (line,) = [line for line in result.stderr.splitlines() if not line.startswith("{")]
+    assert line.startswith("nexa-runtime: ")
+    for word in words:
+        assert word in line
+    assert "Traceback" not in result.stderr
+
+
+def test_version() -> None:
+    assert nexa("--version").stdout.strip() == nexa_runtime.__version__
+
+
+def test_no_arguments_shows_the_help() -> None:
+    result = nexa()
+    assert "serve" in result.stdout + result.stderr
+
+
+def test_run_answers_on_stdout_alone() -> None:
+    result = nexa("run", "demo", "What is the capital of France?")
+    assert result.returncode == 0
+    assert result.stdout == "The capital of France is Paris.\n"
+    assert result.stderr == ""
+
+
+def test_run_without_a_prompt_is_a_chat() -> None:
+    result = nexa("run", "demo", stdin="What is the capital of France?\n\nWhat is the capital of Italy?\n")
+    assert result.returncode == 0
+    assert result.stdout == "The capital of France is Paris.\nThe capital of Italy is Rome.\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "env", "words"),
+    [
+        (["serve", "--port", "70000"], {}, ["NEXA_PORT", "70000", "0 to 65535"]),
+        (["serve", "--slots", "many"], {}, ["NEXA_SLOTS", "many"]),
+        (["serve"], {"NEXA_CTX_SIZE": "1"}, ["NEXA_CTX_SIZE", "256"]),
+        (["serve", "--model", "absent.gguf", "--port", "0"], {}, ["absent.gguf", "no such file"]),
+        (["serve", "--model", "/", "--port", "0"], {}, ["folder"]),
+        (["serve", "--model", __file__, "--port", "0"], {}, ["not a GGUF file"]),
+        (["run", "absent.gguf", "hi"], {}, ["no such file"]),
+        (["run", "demo", "word " * 5000], {}, ["tokens", "context"]),
+    ],
+)
+def test_what_cannot_be_done_is_one_sentence(
+    arguments: list[str], env: dict[str, str], words: list[str]
+) -> None:
+    assert_one_sentence(nexa(*arguments, **env), *words)
+
+
+def test_a_taken_port_is_one_sentence_and_no_model_is_loaded_for_it() -> None:
+    with bind(free_settings().server) as taken:
+        port = taken.getsockname()[1]
+        result = nexa("serve", "--port", str(port))
+    assert_one_sentence(result, f"127.0.0.1:{port}", "--port")
+    assert "model_loaded" not in result.stderr
+
+
+def test_a_wrong_flag_is_a_usage_error() -> None:
+    result = nexa("serve", "--colour", "blue")
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_serve_greets_answers_and_ends_on_a_signal(number: signal.Signals) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    process = subprocess.Popen(
+        [NEXA, "serve", "--port", str(port), "--served-name", "my-model"], stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    try:
+        url = f"http://127.0.0.1:{port}"
+
+        def is_up() -> bool:
+            try:
+                return httpx.get(f"{url}/health").status_code == 200
+            except httpx.TransportError:
+                return False
+
+        assert wait_until(is_up, 60)
+        body = {
+            "model": "my-model",
+            "messages": [{"role": "user", "content": "What is the capital of France?"}],
+        }
+        answer = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60).json()
+        assert answer["choices"][0]["message"]["content"] == "The capital of France is Paris."
+    finally:
+        process.send_signal(number)
+        _, talk = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert url in talk
+    assert re.search(r"curl http://\S+/v1/chat/completions", talk)
+    assert "Traceback" not in talk

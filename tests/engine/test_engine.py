@@ -1,0 +1,279 @@
+"""The engine on the bundled model: every way a sequence can end, and that neighbours change nothing."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+
+from nexa_runtime.engine.engine import Delta, Engine, GenerationRequest
+from nexa_runtime.engine.kv_cache import KvCache
+from nexa_runtime.engine.runner import Runner
+from nexa_runtime.engine.scheduler import Scheduler
+from nexa_runtime.engine.sequence import FinishReason, TenantShare, Tokens
+from nexa_runtime.errors import DecodeError, LlamaGuardError, ShuttingDownError
+from nexa_runtime.llama import Batch, Context, ContextParams, DecodeStatus, Model, SamplingParams
+from tests.support import assert_same_or_near_tie, wait_until
+
+GREEDY = SamplingParams(temperature=0.0)
+SHARE = TenantShare("demo")
+
+
+class FaultyContext(Context):
+    """A context whose next decodes return what ``faults`` say: the seam where failures are injected."""
+
+    def __init__(self, model: Model, params: ContextParams) -> None:
+        super().__init__(model, params)
+        self.faults: list[DecodeStatus | Exception] = []
+
+    def decode(self, batch: Batch) -> DecodeStatus:
+        if self.faults:
+            fault = self.faults.pop(0)
+            if isinstance(fault, Exception):
+                raise fault
+            return fault
+        return super().decode(batch)
+
+
+class Harness:
+    """An engine whose deltas are kept, run step by step or by its thread."""
+
+    def __init__(
+        self, model: Model, *, slots: int = 4, step_tokens: int = 128, num_cells: int = 4096
+    ) -> None:
+        self.model = model
+        ids = 2 * slots
+        self.context = FaultyContext(model, ContextParams(num_cells, ids, step_tokens, ids, 2))
+        self.runner = Runner(self.context)
+        cache = KvCache(num_ids=ids, num_cells=self.context.num_cells)
+        self.scheduler = Scheduler(slots=slots, step_tokens=step_tokens, kv_cache=cache)
+        self.engine = Engine(runner=self.runner, scheduler=self.scheduler, vocab=model.vocab)
+        self.deltas: list[Delta] = []
+        self.num_calls = 0
+        self.engine._publish = self.publish
+
+    def publish(self, deltas: list[Delta]) -> None:
+        self.deltas += deltas
+        self.num_calls += 1
+
+    def prompt(self, question: str) -> Tokens:
+        text = f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
+        return self.model.vocab.tokenize(text, parse_special=True)
+
+    def submit(
+        self,
+        question: str,
+        *,
+        max_new: int = 64,
+        sampling: SamplingParams = GREEDY,
+        stops: tuple[str, ...] = (),
+        ignore_eos: bool = False,
+    ) -> int:
+        key = self.engine.new_key()
+        prompt = self.prompt(question)
+        request = GenerationRequest(prompt, max_new, sampling, SHARE, "demo", stops, ignore_eos)
+        self.engine.submit(key, request)
+        return key
+
+    def run(self) -> None:
+        while self.engine.step():
+            self.scheduler.check_integrity()
+
+    def text(self, key: int) -> str:
+        return "".join(delta.text for delta in self.deltas if delta.key == key)
+
+    def end(self, key: int) -> Delta:
+        (end,) = [delta for delta in self.deltas if delta.key == key and delta.finish_reason is not None]
+        assert [delta for delta in self.deltas if delta.key == key][-1] is end
+        return end
+
+    def check_empty(self) -> None:
+        self.engine.step()
+        self.scheduler.check_integrity()
+        stats = self.scheduler.stats()
+        assert (stats.num_running, stats.num_waiting, stats.num_used_ids) == (0, 0, 0)
+        assert self.runner.num_open == 0
+        assert self.runner.num_cells() == 0
+        assert not self.engine._live
+
+    def close(self) -> None:
+        self.engine.stop()
+        self.context.close()
+
+
+@pytest.fixture
+def make(model: Model) -> Iterator[Callable[..., Harness]]:
+    made: list[Harness] = []
+
+    def build(**sizes: int) -> Harness:
+        made.append(Harness(model, **sizes))
+        return made[-1]
+
+    yield build
+    for harness in made:
+        harness.close()
+
+
+@pytest.fixture
+def harness(make: Callable[..., Harness]) -> Harness:
+    return make()
+
+
+def test_an_answer_ends_by_itself(harness: Harness) -> None:
+    key = harness.submit("What is the capital of France?")
+    harness.run()
+    assert harness.text(key) == "The capital of France is Paris."
+    assert harness.end(key).finish_reason is FinishReason.STOP
+    harness.check_empty()
+
+
+def test_a_stop_string_ends_it_and_is_not_shown(harness: Harness) -> None:
+    key = harness.submit("What is the capital of France?", stops=("France",))
+    harness.run()
+    assert harness.text(key) == "The capital of "
+    assert harness.end(key).finish_reason is FinishReason.STOP
+    harness.check_empty()
+
+
+def test_the_cap_ends_it(harness: Harness) -> None:
+    key = harness.submit("Hello", max_new=3, ignore_eos=True)
+    harness.run()
+    end = harness.end(key)
+    assert (end.finish_reason, end.num_new_tokens) == (FinishReason.LENGTH, 3)
+    harness.check_empty()
+
+
+@pytest.mark.parametrize("steps", [0, 1, 5])
+def test_an_abort_ends_it_before_the_next_step(harness: Harness, steps: int) -> None:
+    key = harness.submit("Hello", max_new=500, ignore_eos=True)
+    for _ in range(steps):
+        harness.engine.step()
+    harness.engine.abort(key)
+    harness.engine.step()
+    end = harness.end(key)
+    assert end.finish_reason is FinishReason.ABORT
+    assert end.num_new_tokens <= steps
+    harness.check_empty()
+
+
+def test_ignore_eos_never_chooses_an_end_token(harness: Harness) -> None:
+    banned = SamplingParams(temperature=0.0, banned=harness.model.vocab.eog_tokens)
+    key = harness.submit("Hello", max_new=200, ignore_eos=True, sampling=banned)
+    harness.run()
+    assert harness.end(key).num_new_tokens == 200
+    assert harness.text(key)
+
+
+def test_sampling_that_does_not_fit_the_vocabulary_fails_that_sequence_only(harness: Harness) -> None:
+    bad = harness.submit("Hello", sampling=SamplingParams(logit_bias=((10**6, 1.0),)))
+    good = harness.submit("What is the capital of France?")
+    harness.run()
+    assert isinstance(harness.end(bad).error, LlamaGuardError)
+    assert harness.text(good) == "The capital of France is Paris."
+    harness.check_empty()
+
+
+@pytest.mark.parametrize(
+    "status", [DecodeStatus.NO_KV_SLOT, DecodeStatus.INVALID_BATCH, DecodeStatus.COMPUTE_FAILED]
+)
+def test_a_failed_step_ends_only_the_sequence_at_fault(harness: Harness, status: DecodeStatus) -> None:
+    keys = [harness.submit("What is the capital of France?") for _ in range(3)]
+    harness.engine.step()
+    # The shared step fails, then the first sequence alone; the other two are computed.
+    harness.context.faults = [status, status]
+    harness.run()
+    ends = [harness.end(key) for key in keys]
+    assert [end.finish_reason for end in ends] == [FinishReason.ERROR, FinishReason.STOP, FinishReason.STOP]
+    assert isinstance(ends[0].error, DecodeError)
+    assert [harness.text(key) for key in keys[1:]] == ["The capital of France is Paris."] * 2
+    harness.check_empty()
+
+
+def test_a_bug_in_a_step_ends_its_sequences_and_not_the_engine(harness: Harness) -> None:
+    harness.engine.start(harness.publish)
+    harness.context.faults = [RuntimeError("a bug")]
+    bad = harness.submit("Hello")
+    assert wait_until(lambda: any(delta.finish_reason for delta in harness.deltas))
+    assert isinstance(harness.end(bad).error, DecodeError)
+    good = harness.submit("What is the capital of France?")
+    assert wait_until(lambda: any(delta.key == good and delta.finish_reason for delta in harness.deltas))
+    assert harness.text(good) == "The capital of France is Paris."
+
+
+def test_shutdown_ends_everything_and_leaves_no_thread(harness: Harness) -> None:
+    harness.engine.start(harness.publish)
+    keys = [harness.submit("Hello", max_new=1000, ignore_eos=True) for _ in range(6)]
+    assert wait_until(lambda: len(harness.deltas) > 5)
+    assert harness.engine.stop()
+    for key in keys:
+        assert isinstance(harness.end(key).error, ShuttingDownError)
+    assert harness.runner.num_cells() == 0
+    assert "nexa-engine" not in [thread.name for thread in threading.enumerate()]
+    with pytest.raises(ShuttingDownError):
+        harness.submit("Hello")
+
+
+def test_one_hand_over_per_step(harness: Harness) -> None:
+    for _ in range(4):
+        harness.submit("What is the capital of France?")
+    steps = 0
+    while harness.engine.step():
+        steps += 1
+    assert harness.num_calls <= steps
+
+
+def test_a_seed_gives_the_same_text_whoever_is_beside_it(make: Callable[..., Harness]) -> None:
+    seeded = SamplingParams(temperature=1.5, top_k=0, top_p=1.0, min_p=0.0, seed=7)
+
+    def run(num_neighbours: int) -> str:
+        harness = make()
+        for index in range(num_neighbours):
+            harness.submit(f"What is {index} + 3?", sampling=SamplingParams(temperature=1.5))
+        key = harness.submit("Tell me about the sea.", sampling=seeded, max_new=12)
+        harness.run()
+        return harness.text(key)
+
+    alone = run(0)
+    assert run(0) == alone
+    # The random stream is its own; only rounding in llama.cpp's kernels could shift a near-tie.
+    assert run(3)[:8] == alone[:8]
+
+
+QUESTIONS = [
+    "What is the capital of France?", "¿Cuál es la capital de España?", "Qual é a capital de Portugal?",
+    "Hello!", "What is 12 + 7?", "Who are you?", "What day comes after Monday?", "Repeat after me: blue sky",
+    "How many days does April have?", "Give me a JSON object with name Ana and age 30", "What is 5 + 5?",
+    "How do I start the server?",
+]  # fmt: skip
+
+
+def test_batched_answers_equal_those_given_alone(make: Callable[..., Harness], model: Model) -> None:
+    together = make(slots=8, step_tokens=64)
+    keys = [together.submit(question) for question in QUESTIONS]
+    together.run()
+    assert together.engine.totals.num_mixed_steps > 0
+    for question, key in zip(QUESTIONS, keys, strict=True):
+        alone = make(slots=1)
+        only = alone.submit(question)
+        alone.run()
+        assert_same_or_near_tie(model, alone.prompt(question), together.text(key), alone.text(only))
+    together.check_empty()
+
+
+def test_aborts_at_random_moments_leak_nothing(harness: Harness) -> None:
+    harness.engine.start(harness.publish)
+    random = np.random.default_rng(5)
+    keys = []
+    for _ in range(60):
+        keys.append(
+            harness.submit("Tell me a long story.", max_new=int(random.integers(1, 80)), ignore_eos=True)
+        )
+        if random.random() < 0.7:
+            harness.engine.abort(int(random.choice(keys)))
+        time.sleep(float(random.random()) * 2e-3)
+    assert wait_until(lambda: len([delta for delta in harness.deltas if delta.finish_reason]) == len(keys))
+    assert harness.engine.stop()
+    harness.scheduler.check_integrity()
+    assert harness.runner.num_cells() == 0
+    assert harness.runner.num_open == 0

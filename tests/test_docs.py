@@ -1,0 +1,58 @@
+"""The README cannot lie: every setting, command, error code and endpoint is in it."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import nexa_runtime
+from nexa_runtime import errors
+from nexa_runtime.cli.main import app
+from nexa_runtime.config import SLICES, env_names
+from nexa_runtime.server.app import App
+
+ROOT = Path(nexa_runtime.__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def subclasses(cls: type[errors.NexaError]) -> Iterator[type[errors.NexaError]]:
+    yield cls
+    for child in cls.__subclasses__():
+        yield from subclasses(child)
+
+
+def test_every_setting_is_documented_and_every_documented_one_exists() -> None:
+    settings = {name for cls in SLICES for field in cls.model_fields.values() for name in env_names(field)}
+    assert {name for name in settings if f"`{name}`" not in README} == set()
+    assert set(re.findall(r"`(NEXA_[A-Z_]+)`", README)) <= settings
+
+
+def test_every_error_code_is_documented() -> None:
+    hidden = {errors.ConfigError, errors.ModelFileError}  # never on the wire: one sentence in the terminal
+    codes = {cls.code for cls in subclasses(errors.NexaError) if cls not in hidden}
+    assert {code for code in codes if f"`{code}`" not in README} == set()
+
+
+def test_every_command_is_documented() -> None:
+    names = [
+        command.name or command.callback.__name__ for command in app.registered_commands if command.callback
+    ]
+    assert [name for name in names if f"nexa-runtime {name}" not in README] == []
+
+
+def test_every_endpoint_is_documented() -> None:
+    routes = re.findall(r'Route\("([^"]+)"', Path(App.__module__.replace(".", "/") + ".py").read_text())
+    paths = [route.replace("{name:path}", "{id}") for route in routes]
+    assert len(paths) >= 6
+    assert [path for path in paths if path not in README] == []
+
+
+def test_the_top_level_is_what_was_agreed() -> None:
+    import subprocess
+
+    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout
+    top = {line.split("/")[0] for line in files.splitlines()}
+    agreed = {
+        "pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE", "Dockerfile.cpu", "Dockerfile.cuda",
+        "models.yaml", "nexa_runtime", "tests", "scripts", ".ci", ".gitignore", ".dockerignore",
+    }  # fmt: skip
+    assert top <= agreed
