@@ -4,7 +4,6 @@ Owns arguments, what is printed, and exit codes: 0 done, 1 it could not be done 
 wrong usage, 130 interrupted. It never computes anything itself.
 """
 
-import asyncio
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -99,7 +98,7 @@ def run(
         NEXA_GPU_LAYERS=gpu_layers,
         quiet=True,
     )
-    asyncio.run(run_command.run(settings, prompt))
+    run_command.run(settings, prompt)
 
 
 @app.callback(invoke_without_command=True)

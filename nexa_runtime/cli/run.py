@@ -1,14 +1,13 @@
 """``nexa-runtime run``: one answer, or a chat, in the terminal, from the same engine that serves HTTP.
 
-The answer goes to stdout, everything else to stderr. Ctrl-C ends an answer; in a chat the next question may
-follow.
+The answer goes to stdout, everything else to stderr. Ctrl-C ends an answer, and at the prompt the chat.
+Questions are read outside the event loop, so that Ctrl-C interrupts the reading too.
 """
 
 import asyncio
 import signal
 import sys
 
-from anyio.to_thread import run_sync
 from rich.console import Console
 
 from nexa_runtime.chat.messages import Message, Role
@@ -17,53 +16,61 @@ from nexa_runtime.errors import ClientDisconnectedError, NexaError
 from nexa_runtime.serving.generation import GenerationOptions, GenerationService
 from nexa_runtime.serving.pool import ModelPool, load_model
 
-_INTERRUPTED = 130
-
 _talk = Console(stderr=True, highlight=False)
 
 
-async def run(settings: Settings, prompt: str | None) -> None:
-    """Answer ``prompt``, or chat until the input ends. Raises ``NexaError``; exits 130 if interrupted."""
-    pool = ModelPool(load_model(settings.model, settings.engine))
-    service = GenerationService(pool, settings.serving)
+def run(settings: Settings, prompt: str | None) -> None:
+    """Answer ``prompt``, or chat until the input ends.
+
+    Raises ``NexaError``, and ``KeyboardInterrupt`` when the answer or the chat was interrupted.
+    """
+    with asyncio.Runner() as runner:
+        service = runner.run(_start(settings))
+        try:
+            if prompt is None:
+                _chat(runner, service)
+            elif runner.run(_answer(service, [Message(Role.USER, prompt)])) is None:
+                raise KeyboardInterrupt
+        finally:
+            runner.run(_stop(service))
+
+
+async def _start(settings: Settings) -> GenerationService:
+    service = GenerationService(ModelPool(load_model(settings.model, settings.engine)), settings.serving)
     service.start()
-    try:
-        if prompt is None:
-            await _chat(service)
-        elif not await _answer(service, [Message(Role.USER, prompt)]):
-            sys.exit(_INTERRUPTED)
-    finally:
-        await service.stop()
-        await service.close()
+    return service
 
 
-async def _chat(service: GenerationService) -> None:
+async def _stop(service: GenerationService) -> None:
+    await service.stop()
+    await service.close()
+
+
+def _chat(runner: asyncio.Runner, service: GenerationService) -> None:
     if sys.stdin.isatty():
-        _talk.print(
-            f"A chat with {service.pool.default.id}. Ctrl-C ends an answer, Ctrl-D the chat.", style="dim"
-        )
+        name = service.pool.default.id
+        _talk.print(f"A chat with {name}. Ctrl-C ends an answer, Ctrl-D the chat.", style="dim")
     history: list[Message] = []
-    while (question := await run_sync(_ask)) is not None:
+    while (question := _ask()) is not None:
         if not question.strip():
             continue
         history.append(Message(Role.USER, question))
         try:
-            answer = await _answer(service, history)
+            answer = runner.run(_answer(service, history))
         except NexaError as error:
             _talk.print(str(error), style="red", markup=False)
+            answer = None
+        if answer is None:
             history.pop()
-            continue
-        history.append(Message(Role.ASSISTANT, answer or ""))
+        else:
+            history.append(Message(Role.ASSISTANT, answer))
 
 
 def _ask() -> str | None:
     """A line of input, or None at its end."""
     if sys.stdin.isatty():
         _talk.print("> ", end="", style="bold")
-    try:
-        line = sys.stdin.readline()
-    except KeyboardInterrupt:
-        return None
+    line = sys.stdin.readline()
     return line.rstrip("\n") if line else None
 
 

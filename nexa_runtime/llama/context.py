@@ -1,6 +1,7 @@
 """A llama.cpp context: batches in numpy, one decode, its logits, and the KV cells of each sequence id.
 
-Owns the ``llama_context`` pointer and the batch buffers. Every argument that would make llama.cpp abort the
+Owns the ``llama_context`` pointer and the batch buffers. What can abort and is not needed (partial copies
+between streams, C grammars) is not wrapped at all. Every argument that would make llama.cpp abort the
 process is refused in front of the call (``LlamaGuardError``). It never decides anything: ``engine/runner``
 tells it what to compute. One thread, the engine's, may call it. Source: ``llama_decode``,
 ``llama_get_logits``, ``llama_memory_seq_*``.

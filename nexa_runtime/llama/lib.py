@@ -18,7 +18,7 @@ import llama_cpp.llama_cpp as C
 
 from nexa_runtime.telemetry import get_logger
 
-__all__ = ["C", "library_version", "recent_errors"]
+__all__ = ["C", "recent_errors"]
 
 _LEVEL_ERROR = 4
 _log = get_logger("llama.cpp")
@@ -31,11 +31,6 @@ def recent_errors(*, clear: bool = False) -> list[str]:
     if clear:
         _recent_errors.clear()
     return lines
-
-
-def library_version() -> str:
-    """Version of libllama, such as ``0.5.0``."""
-    return str(C.llama_version().decode())
 
 
 @C.llama_log_callback  # type: ignore[untyped-decorator]

@@ -21,9 +21,11 @@ _F16_BYTES = 2
 class Model:
     """A loaded model. ``close`` after every context made from it is closed."""
 
-    def __init__(self, pointer: object, path: Path) -> None:
+    def __init__(self, pointer: object, path: Path, *, gpu_layers: int) -> None:
         self.pointer = pointer
         self.path = path
+        self.is_on_gpu = gpu_layers != 0 and bool(C.llama_supports_gpu_offload())
+        """Whether layers, and so their KV cells, live in a GPU's memory."""
         vocab = C.llama_model_get_vocab(pointer)
         if C.llama_vocab_type(vocab) == C.LLAMA_VOCAB_TYPE_NONE:
             raise ModelFileError(path, "it has no tokenizer")
@@ -51,7 +53,7 @@ class Model:
             reasons = recent_errors(clear=True)
             raise ModelFileError(path, reasons[0] if reasons else "llama.cpp gave no reason")
         try:
-            return cls(pointer, path)
+            return cls(pointer, path, gpu_layers=gpu_layers)
         except BaseException:
             C.llama_model_free(pointer)
             raise

@@ -1,6 +1,7 @@
 """A model's vocabulary: text to tokens, tokens to bytes, and which tokens end an answer.
 
-Owns the piece tables, filled once at load, so that no history is ever detokenized again. It never touches a
+Owns the piece tables, filled once at load, so that no history is ever detokenized again and no token outside
+the vocabulary reaches ``llama_token_to_piece``, which would abort. It never touches a
 context. Tokenizing is thread-safe and runs off the GIL; ``serving`` calls it from worker threads.
 Source: ``llama_tokenize``, ``llama_token_to_piece``, ``llama_vocab_*``.
 """
@@ -76,12 +77,6 @@ class Vocab:
             elif part:
                 parts.append(self.tokenize(part.replace(guard, ""), parse_special=False))
         return np.concatenate(parts) if parts else np.empty(0, dtype=np.int32)
-
-    def piece(self, token: int) -> bytes:
-        """Bytes of one token. Raises ``LlamaGuardError`` outside the vocabulary, where llama.cpp aborts."""
-        if not 0 <= token < self.size:
-            raise LlamaGuardError(f"token {token} is outside the vocabulary of {self.size} tokens")
-        return self.pieces[token]
 
     def _table(self, *, special: bool) -> list[bytes]:
         buffer = ctypes.create_string_buffer(256)

@@ -27,6 +27,7 @@ DEMO_PATH = Path(nexa_runtime.__file__).parent / "data" / "nexa-demo.gguf"
 _MEMORY_SHARE = 0.5
 """Part of the free memory that the KV cache may take by default."""
 
+_MIN_CELLS = 256
 _IDS_PER_SLOT = 2
 _MAX_SEQUENCE_IDS = 256
 
@@ -133,26 +134,38 @@ def load_model(settings: ModelSettings, engine_settings: EngineSettings) -> Load
 
 
 def plan_cells(model: Model, settings: EngineSettings, *, available_bytes: int) -> int:
-    """How many KV cells to make: as asked, else slots x the model's context as far as memory allows."""
+    """How many KV cells to make: as asked, else slots x the model's context as far as memory allows.
+
+    ``available_bytes`` of main memory, of which the weights take their part; a GPU has its own and is asked
+    by trying (``_make_context``).
+    """
     if settings.ctx_size is not None:
         return settings.ctx_size
     wanted = settings.slots * model.context_tokens
-    affordable = int(available_bytes * _MEMORY_SHARE) // model.kv_cell_bytes
+    if model.is_on_gpu:
+        return wanted
+    free_bytes = max(available_bytes - model.size_bytes, 0)
+    affordable = max(int(free_bytes * _MEMORY_SHARE) // model.kv_cell_bytes, _MIN_CELLS)
     if affordable < wanted:
         _log.warning("kv_cells_reduced", wanted=wanted, affordable=affordable)
-    return max(min(wanted, affordable), 256)
+    return min(wanted, affordable)
 
 
 def available_memory_bytes() -> int:
     """Memory that this process may still take: the machine's, or its control group's if that is less."""
-    pages = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    available = _meminfo_available() or pages
+    available = _number_after("/proc/meminfo", "MemAvailable:")
+    if available is None:
+        available_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    else:
+        available_bytes = available * 1024
+    group = Path("/sys/fs/cgroup")
     try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-    except (OSError, ValueError):
-        return available
-    return available if limit == "max" else max(min(available, int(limit) - used), 0)
+        limit = int((group / "memory.max").read_text())
+        used = int((group / "memory.current").read_text())
+    except (OSError, ValueError):  # no control group, or one without a limit
+        return available_bytes
+    reclaimable = _number_after(str(group / "memory.stat"), "file") or 0
+    return max(min(available_bytes, limit - used + reclaimable), 0)
 
 
 def num_usable_cores() -> int:
@@ -162,14 +175,14 @@ def num_usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _meminfo_available() -> int | None:
+def _number_after(path: str, word: str) -> int | None:
+    """The number after ``word`` at the start of a line, as the kernel's tables have it."""
     try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
+        lines = Path(path).read_text().splitlines()
     except OSError:
-        pass
-    return None
+        return None
+    fields = (line.split() for line in lines)
+    return next((int(field[1]) for field in fields if field[:1] == [word]), None)
 
 
 def _make_context(model: Model, settings: EngineSettings) -> Context:
@@ -187,7 +200,7 @@ def _make_context(model: Model, settings: EngineSettings) -> Context:
         try:
             return Context(model, params)
         except ModelFileError:
-            if settings.ctx_size is not None or num_cells < 1024:
+            if settings.ctx_size is not None or num_cells < 2 * _MIN_CELLS:
                 raise
         _log.warning("kv_cells_halved", from_cells=num_cells)
         num_cells //= 2

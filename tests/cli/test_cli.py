@@ -63,6 +63,25 @@ def test_run_without_a_prompt_is_a_chat() -> None:
     assert result.stdout == "The capital of France is Paris.\nThe capital of Italy is Rome.\n"
 
 
+def test_ctrl_c_ends_an_answer_and_at_the_prompt_the_chat() -> None:
+    process = subprocess.Popen(
+        [NEXA, "run", "demo"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write("What is the capital of France?\n")
+    process.stdin.flush()
+    assert process.stdout.readline() == "The capital of France is Paris.\n"
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stdout, stderr) == (130, "", "")
+
+
 @pytest.mark.parametrize(
     ("arguments", "env", "words"),
     [

@@ -76,8 +76,7 @@ def test_more_sequence_ids_than_llama_has(model: Model) -> None:
 def test_a_token_outside_the_vocabulary(model: Model, batch: Batch, token: int) -> None:
     with pytest.raises(LlamaGuardError, match="token"):
         batch.add(0, np.array([token], dtype=np.int32), 0, wants_logits=False)
-    with pytest.raises(LlamaGuardError, match=f"token {token} is outside"):
-        model.vocab.piece(token)
+    assert len(model.vocab.pieces) == len(model.vocab.special_pieces) == model.vocab.size
     with pytest.raises(LlamaGuardError, match=f"bias on token {token}"):
         Sampler(SamplingParams(logit_bias=((token, 1.0),)), model.vocab.size, ONE)
 
