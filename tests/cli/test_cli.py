@@ -6,6 +6,8 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -29,6 +31,24 @@ def nexa(*arguments: str, stdin: str | None = None, **env: str) -> subprocess.Co
         env=os.environ | env,
         check=False,
     )
+
+
+@contextmanager
+def spawn(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """A command that runs on; it is killed if the test leaves it running."""
+    process = subprocess.Popen(
+        [NEXA, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    )
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def assert_one_sentence(result: subprocess.CompletedProcess[str], *words: str) -> None:
@@ -63,22 +83,15 @@ def test_run_without_a_prompt_is_a_chat() -> None:
     assert result.stdout == "The capital of France is Paris.\nThe capital of Italy is Rome.\n"
 
 
-def test_ctrl_c_ends_an_answer_and_at_the_prompt_the_chat() -> None:
-    process = subprocess.Popen(
-        [NEXA, "run", "demo"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"PYTHONUNBUFFERED": "1"},
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    process.stdin.write("What is the capital of France?\n")
-    process.stdin.flush()
-    assert process.stdout.readline() == "The capital of France is Paris.\n"
-    process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=60)
+def test_ctrl_c_at_the_prompt_ends_the_chat() -> None:
+    with spawn("run", "demo") as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write("What is the capital of France?\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "The capital of France is Paris.\n"
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=60)
     assert (process.returncode, stdout, stderr) == (130, "", "")
 
 
@@ -119,30 +132,23 @@ def test_a_wrong_flag_is_a_usage_error() -> None:
 def test_serve_greets_answers_and_ends_on_a_signal(number: signal.Signals) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    process = subprocess.Popen(
-        [NEXA, "serve", "--port", str(port), "--served-name", "my-model"], stderr=subprocess.PIPE, text=True
-    )
-    assert process.stderr is not None
-    try:
-        url = f"http://127.0.0.1:{port}"
+    url = f"http://127.0.0.1:{port}"
 
-        def is_up() -> bool:
-            try:
-                return httpx.get(f"{url}/health").status_code == 200
-            except httpx.TransportError:
-                return False
+    def is_up() -> bool:
+        try:
+            return httpx.get(f"{url}/health").status_code == 200
+        except httpx.TransportError:
+            return False
 
+    with spawn("serve", "--port", str(port), "--served-name", "my-model") as process:
         assert wait_until(is_up, 60)
-        body = {
-            "model": "my-model",
-            "messages": [{"role": "user", "content": "What is the capital of France?"}],
-        }
+        question = {"role": "user", "content": "What is the capital of France?"}
+        body = {"model": "my-model", "messages": [question]}
         answer = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60).json()
-        assert answer["choices"][0]["message"]["content"] == "The capital of France is Paris."
-    finally:
         process.send_signal(number)
-        _, talk = process.communicate(timeout=60)
-    assert process.returncode == 0
+        stdout, talk = process.communicate(timeout=60)
+    assert answer["choices"][0]["message"]["content"] == "The capital of France is Paris."
+    assert (process.returncode, stdout) == (0, "")
     assert url in talk
     assert re.search(r"curl http://\S+/v1/chat/completions", talk)
     assert "Traceback" not in talk

@@ -247,8 +247,8 @@ def test_a_seed_gives_the_same_text_whoever_is_beside_it(make: Callable[..., Har
     beside, rows_beside = run(3)
     if beside == alone:
         return
-    # The random stream is its own: the texts may part only where the kernels' rounding shifted a near-tie, and
-    # until then the logits are the same but for that rounding.
+    # The random stream is its own: the texts may part only where rounding in the kernels shifted a near-tie,
+    # and until then the logits are the same but for that rounding.
     gaps = [float(np.abs(left - right).max()) for left, right in zip(rows, rows_beside, strict=True)]
     parted = next(index for index, gap in enumerate(gaps) if gap > NEAR_TIE)
     assert parted > 0
