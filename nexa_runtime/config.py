@@ -81,6 +81,19 @@ class EngineSettings(_Slice):
         le=8192,
         description="most tokens that one engine step computes",
     )
+    itl_target_ms: float | None = Field(
+        None,
+        validation_alias="NEXA_ITL_TARGET_MS",
+        gt=0,
+        le=60_000,
+        description="milliseconds between two tokens of a stream while prompts arrive;"
+        " auto: twice what it takes without them",
+    )
+
+    @field_validator("itl_target_ms", mode="before")
+    @classmethod
+    def _auto_is_none(cls, value: object) -> object:
+        return None if value == "auto" else value
 
 
 class ServingSettings(_Slice):

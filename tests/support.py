@@ -37,6 +37,15 @@ def wait_until(condition: Callable[[], bool], timeout_s: float = 20.0) -> bool:
     return True
 
 
+def books_agree(engine: Engine) -> bool:
+    """Whether an idle engine's books are whole and say what llama.cpp holds, all of it resident."""
+    scheduler, runner = engine._scheduler, engine._runner
+    scheduler.check_integrity()
+    holdings = list(scheduler._kv.holdings())
+    held = sum(holding.num_cells for holding in holdings)
+    return all(one.is_resident for one in holdings) and held == runner.num_cells() and not runner.num_open
+
+
 class LiveServer:
     """The real application behind the real uvicorn on a loopback port, in a thread of this process."""
 
@@ -81,15 +90,13 @@ class LiveServer:
             yield EventStream(response)
 
     def is_idle(self) -> bool:
-        """Whether nothing runs, waits or is held."""
+        """Whether nothing runs or waits."""
         stats = self.engine.stats
-        return not (
-            stats.num_running
-            or stats.num_waiting
-            or stats.num_used_ids
-            or stats.num_reserved_cells
-            or self.app.service.num_open
-        )
+        return not (stats.num_running or stats.num_waiting or self.app.service.num_open)
+
+    def has_clean_books(self) -> bool:
+        """Whether llama.cpp holds what the books say, and the books hold only what has ended. When idle."""
+        return books_agree(self.engine)
 
     def stop(self) -> None:
         """Shut down as on SIGTERM; a second call does nothing."""

@@ -38,6 +38,12 @@ def test_log_level_has_the_name_of_the_seed_too(monkeypatch: pytest.MonkeyPatch)
     assert load_settings().log.level == "DEBUG"
 
 
+def test_the_inter_token_target_is_auto_or_a_number() -> None:
+    assert load_settings().engine.itl_target_ms is None
+    assert load_settings({"NEXA_ITL_TARGET_MS": "auto"}).engine.itl_target_ms is None
+    assert load_settings({"NEXA_ITL_TARGET_MS": "50"}).engine.itl_target_ms == 50
+
+
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [

@@ -46,7 +46,8 @@ class GenerationRequest:
 class Delta:
     """News of one sequence: text, its end, or both. ``num_new_tokens`` sampled so far.
 
-    The last one of a sequence has ``finish_reason``; with ERROR, ``error`` says why.
+    The last one of a sequence has ``finish_reason``; with ERROR, ``error`` says why. It also says how many of
+    the prompt's tokens were cached, and how long it waited for a slot, in seconds.
     """
 
     key: int
@@ -54,6 +55,7 @@ class Delta:
     num_new_tokens: int
     finish_reason: FinishReason | None = None
     error: Exception | None = None
+    num_cached_tokens: int = 0
     queue_s: float = 0.0
 
 
@@ -224,7 +226,9 @@ class Engine:
         del self._live[sequence.key]
         started_at = time.monotonic() if sequence.started_at is None else sequence.started_at
         queue_s = started_at - sequence.queued_at
-        self._deltas.append(Delta(sequence.key, text, sequence.num_new, reason, error, queue_s))
+        self._deltas.append(
+            Delta(sequence.key, text, sequence.num_new, reason, error, sequence.num_cached, queue_s)
+        )
 
     def _fail_all(self, error: NexaError) -> None:
         """End whatever lives, and leave the context empty."""
@@ -232,6 +236,7 @@ class Engine:
             if self._scheduler.is_alive(key):
                 self._scheduler.finish(sequence, FinishReason.ERROR)
             self._end(sequence, "", FinishReason.ERROR, error)
+        self._scheduler.forget_residents()
         self._runner.reset()
         self._hand_over()
 
@@ -266,5 +271,7 @@ class Engine:
                 decode_rows=counts.num_decode_rows,
                 max_sequences=counts.max_sequences,
                 busy_s=round(counts.step_s, 3),
+                preemptions=self.stats.num_preemptions,
+                evictions=self.stats.num_evictions,
             )
         self._wake.wait()

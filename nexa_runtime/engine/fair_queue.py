@@ -64,6 +64,12 @@ class FairQueue:
             heapq.heapify(waiting)
         self._num_waiting -= 1
 
+    def put_back(self, sequence: Sequence) -> None:
+        """Put a sequence that was taken into the line again, at its old place."""
+        waiting = self._tenants[sequence.share.tenant_id].waiting
+        heapq.heappush(waiting, (-sequence.priority, sequence.arrival, sequence))
+        self._num_waiting += 1
+
     def finish(self, sequence: Sequence) -> None:
         """A sequence has ended: its tenant may be idle now, and is forgotten when the others caught up."""
         tenant = self._tenants[sequence.share.tenant_id]
@@ -85,6 +91,10 @@ class FairQueue:
         """Add ``work`` (weighted tokens) to a tenant's account."""
         tenant = self._tenants[tenant_id]
         tenant.virtual_time += work / tenant.share.weight
+
+    def weights(self) -> dict[str, float]:
+        """Weight of each tenant with sequences alive."""
+        return {name: tenant.share.weight for name, tenant in self._tenants.items() if tenant.num_active}
 
     def virtual_time(self, tenant_id: str) -> float:
         """What a tenant has paid, in weighted tokens; where a newcomer would start, if it is not known."""

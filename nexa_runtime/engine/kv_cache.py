@@ -1,50 +1,272 @@
-"""Which sequence id and how many KV cells belong to whom.
+"""Which tokens the KV cache holds, for whom, and what may be reused.
 
-Owns the free sequence ids and the cell accounting of one context. Pure: it counts, ``engine/runner`` frees
-the real cells. There are more ids than slots, so that sequences which do not run can keep their KV.
+Owns the sequence ids, the cells of one context, and the record of what each id holds. Pure: it decides and
+counts, ``engine/runner`` carries its operations out on the real cells. There are more ids than slots, so that
+a sequence which has ended can stay *resident*: its KV waits for a later prompt that begins the same way.
 
-A sequence is given an id only when every cell that it can ever need is free, so that the pool cannot run full
-under a running one.
+Cells are counted one by one: a cell that several ids share (a copied prefix) is counted once and is free when
+the last of them lets go. Prefixes are matched within a namespace only, by comparing tokens: with at most 256
+ids a scan is enough.
 """
 
-import heapq
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+import numpy.typing as npt
+
+from nexa_runtime.engine.sequence import (
+    CopyPrefix,
+    KvOperation,
+    Sequence,
+    SequenceState,
+    TenantShare,
+    Truncate,
+)
+
+Cells = npt.NDArray[np.int32]
+
+
+class Reuse(Enum):
+    """What a model's memory can give up.
+
+    ANY_PREFIX: each position stands for itself, so any common prefix can be kept. WHOLE: the state is one
+    piece (recurrent and hybrid models), so it is of use only to a prompt that continues all of it.
+    """
+
+    ANY_PREFIX = "any prefix"
+    WHOLE = "whole"
+
+
+@dataclass(slots=True)
+class Holding:
+    """What one id holds: the first ``num_cells`` tokens of ``sequence``, which lives or has ended."""
+
+    sequence_id: int
+    sequence: Sequence
+    cells: Cells
+    num_cells: int
+    last_used: int
+
+    @property
+    def is_resident(self) -> bool:
+        """Whether its sequence has ended, so that it may be evicted."""
+        return self.sequence.state is SequenceState.FINISHED
+
+    @property
+    def num_ready(self) -> int:
+        """Tokens that are computed, not only planned."""
+        return min(self.num_cells, self.sequence.num_computed) if not self.is_resident else self.num_cells
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """The longest usable prefix of a sequence: the first ``num_tokens`` of ``holding``."""
+
+    holding: Holding | None
+    num_tokens: int
 
 
 class KvCache:
     """Ids ``0 … num_ids-1`` and ``num_cells`` cells."""
 
-    def __init__(self, *, num_ids: int, num_cells: int) -> None:
+    def __init__(self, *, num_ids: int, num_cells: int, reuse: Reuse = Reuse.ANY_PREFIX) -> None:
         self.num_cells = num_cells
-        self._num_ids = num_ids
-        self._free_ids = list(range(num_ids))
-        self._reserved: dict[int, int] = {}
+        self.num_ids = num_ids
+        self._reuse = reuse
+        self._free_ids = list(reversed(range(num_ids)))
+        self._free_cells = np.arange(num_cells - 1, -1, -1, dtype=np.int32)
+        self._num_free_cells = num_cells
+        self._num_holders = np.zeros(num_cells, dtype=np.int16)
+        self._holdings: dict[int, Holding] = {}
+        self._uses = 0
 
     @property
-    def num_reserved_cells(self) -> int:
-        """Cells promised to sequences."""
-        return sum(self._reserved.values())
+    def num_free_cells(self) -> int:
+        """Cells that nobody holds."""
+        return self._num_free_cells
 
     @property
-    def num_used_ids(self) -> int:
-        """Ids that belong to a sequence."""
-        return len(self._reserved)
+    def num_resident_ids(self) -> int:
+        """Ids whose sequence has ended."""
+        return sum(holding.is_resident for holding in self._holdings.values())
 
-    def reserve(self, num_cells: int) -> int | None:
-        """The lowest free id with ``num_cells`` cells, or None if there is no id or no room."""
-        if not self._free_ids or self.num_reserved_cells + num_cells > self.num_cells:
-            return None
-        sequence_id = heapq.heappop(self._free_ids)
-        self._reserved[sequence_id] = num_cells
-        return sequence_id
+    def holdings(self) -> Iterable[Holding]:
+        """All that is held."""
+        return self._holdings.values()
 
-    def release(self, sequence_id: int) -> None:
-        """Take an id and its cells back."""
-        del self._reserved[sequence_id]
-        heapq.heappush(self._free_ids, sequence_id)
+    def match(self, sequence: Sequence) -> Match:
+        """The longest prefix of ``sequence`` that is computed already, in its namespace. Changes nothing.
 
-    def check_integrity(self, used: dict[int, int]) -> None:
-        """Assert that ``used`` (id → cells computed) are the ids in use, within what they reserved."""
-        assert used.keys() == self._reserved.keys()
-        assert all(cells <= self._reserved[sequence_id] for sequence_id, cells in used.items())
-        assert sorted([*self._free_ids, *used]) == list(range(self._num_ids))
-        assert self.num_reserved_cells <= self.num_cells
+        At most all but the last known token: that one is computed again, for its logits.
+        """
+        best = Match(None, 0)
+        limit = sequence.num_known - 1
+        for holding in self._holdings.values():
+            if holding.sequence.cache_namespace != sequence.cache_namespace:
+                continue
+            end = min(limit, holding.num_ready)
+            if end <= best.num_tokens or (self._reuse is Reuse.WHOLE and end < holding.num_ready):
+                continue
+            common = common_prefix(sequence.tokens(0, end), holding.sequence.tokens(0, end))
+            if common > best.num_tokens and (self._reuse is Reuse.ANY_PREFIX or common == end):
+                best = Match(holding, common)
+        return best
+
+    @property
+    def has_free_id(self) -> bool:
+        """Whether an id is free."""
+        return bool(self._free_ids)
+
+    def takes_over(self, match: Match) -> bool:
+        """Whether all that a resident holds is matched: then its id is used on, and nothing is copied."""
+        source = match.holding
+        return source is not None and source.is_resident and source.num_cells == match.num_tokens
+
+    def attach(self, sequence: Sequence, match: Match) -> list[KvOperation]:
+        """Give ``sequence`` an id that holds its matched prefix. An id is free, or one is taken over."""
+        source = match.holding
+        if source is not None and self.takes_over(match):
+            source.sequence = sequence
+            self._touch(source)
+            sequence.sequence_id = source.sequence_id
+            sequence.num_computed = match.num_tokens
+            return []
+        sequence_id = self._free_ids.pop()
+        holding = Holding(sequence_id, sequence, np.empty(max(256, sequence.num_known), np.int32), 0, 0)
+        self._holdings[sequence_id] = holding
+        self._touch(holding)
+        sequence.sequence_id = sequence_id
+        if source is None:
+            return []
+        shared = source.cells[: match.num_tokens]
+        self._num_holders[shared] += 1
+        _store(holding, shared)
+        self._touch(source)
+        sequence.num_computed = match.num_tokens
+        return [CopyPrefix(source.sequence_id, sequence_id, match.num_tokens)]
+
+    def grow(self, sequence: Sequence, num_tokens: int) -> None:
+        """Take free cells for ``num_tokens`` more tokens of a sequence; there must be as many."""
+        assert num_tokens <= self._num_free_cells
+        self._num_free_cells -= num_tokens
+        taken = self._free_cells[self._num_free_cells : self._num_free_cells + num_tokens]
+        self._num_holders[taken] = 1
+        holding = self._of(sequence)
+        _store(holding, taken)
+        self._touch(holding)
+
+    def shrink(self, sequence: Sequence, num_tokens: int) -> list[KvOperation]:
+        """Keep only the first ``num_tokens`` tokens of a sequence."""
+        holding = self._of(sequence)
+        self._let_go(holding, num_tokens)
+        return [Truncate(holding.sequence_id, num_tokens)]
+
+    def drop(self, holding: Holding) -> list[KvOperation]:
+        """Forget what an id holds and free it."""
+        self._let_go(holding, 0)
+        del self._holdings[holding.sequence_id]
+        self._free_ids.append(holding.sequence_id)
+        if not holding.is_resident:
+            holding.sequence.sequence_id = None
+            holding.sequence.num_computed = 0
+        return [Truncate(holding.sequence_id, 0)]
+
+    def drop_sequence(self, sequence: Sequence) -> list[KvOperation]:
+        """Forget what a living sequence holds."""
+        return self.drop(self._of(sequence))
+
+    def release(self, sequence: Sequence) -> list[KvOperation]:
+        """A sequence has ended: what it computed stays resident; its id is freed if that is nothing."""
+        holding = self._of(sequence)
+        if not sequence.num_computed:
+            return self.drop(holding)
+        operations: list[KvOperation] = []
+        if holding.num_cells > sequence.num_computed:
+            operations = self.shrink(sequence, sequence.num_computed)
+        sequence.sequence_id = None
+        return operations
+
+    def evictable(
+        self, requester: TenantShare, weights: Mapping[str, float], *, breaks_floors: bool = False
+    ) -> list[Holding]:
+        """Residents in the order in which they go when ``requester`` needs room.
+
+        First those of tenants that hold more than their share of the cells (by ``weights``), then the
+        requester's own, then those of others above their floor; least recently used first in each. Others at
+        their floor come last of all, and only with ``breaks_floors``.
+        """
+        held: dict[str, int] = {}
+        for holding in self._holdings.values():
+            tenant_id = holding.sequence.share.tenant_id
+            held[tenant_id] = held.get(tenant_id, 0) + holding.num_cells
+        total = sum(weights.get(tenant_id, 1.0) for tenant_id in held)
+
+        def rank(holding: Holding) -> int | None:
+            share = holding.sequence.share
+            if share.tenant_id != requester.tenant_id and held[share.tenant_id] <= share.cache_floor_cells:
+                return 3 if breaks_floors else None
+            if held[share.tenant_id] * total > self.num_cells * weights.get(share.tenant_id, 1.0):
+                return 0
+            return 1 if share.tenant_id == requester.tenant_id else 2
+
+        ranked = [
+            (place, holding.last_used, holding)
+            for holding in self._holdings.values()
+            if holding.is_resident and (place := rank(holding)) is not None
+        ]
+        return [holding for *_, holding in sorted(ranked, key=lambda entry: entry[:2])]
+
+    def check_integrity(self, running: Iterable[Sequence]) -> None:
+        """Assert that ids, cells and holders agree with each other and with the running sequences."""
+        held = {sequence.sequence_id: sequence for sequence in running}
+        for sequence_id, holding in self._holdings.items():
+            assert holding.sequence_id == sequence_id
+            if holding.is_resident:
+                assert holding.num_cells > 0
+            else:
+                assert held.pop(sequence_id) is holding.sequence
+                assert holding.num_cells == holding.sequence.num_computed
+        assert not held
+        assert sorted([*self._free_ids, *self._holdings]) == list(range(self.num_ids))
+        counts = np.zeros(self.num_cells, dtype=np.int16)
+        for holding in self._holdings.values():
+            np.add.at(counts, holding.cells[: holding.num_cells], 1)
+        assert (counts == self._num_holders).all()
+        free = self._free_cells[: self._num_free_cells]
+        assert len(np.unique(free)) == self._num_free_cells == int((counts == 0).sum())
+        assert (counts[free] == 0).all()
+
+    def _let_go(self, holding: Holding, keep: int) -> None:
+        cells = holding.cells[keep : holding.num_cells]
+        self._num_holders[cells] -= 1
+        freed = cells[self._num_holders[cells] == 0]
+        self._free_cells[self._num_free_cells : self._num_free_cells + len(freed)] = freed
+        self._num_free_cells += len(freed)
+        holding.num_cells = keep
+
+    def _of(self, sequence: Sequence) -> Holding:
+        assert sequence.sequence_id is not None
+        return self._holdings[sequence.sequence_id]
+
+    def _touch(self, holding: Holding) -> None:
+        self._uses += 1
+        holding.last_used = self._uses
+
+
+def common_prefix(left: npt.NDArray[np.int32], right: npt.NDArray[np.int32]) -> int:
+    """Length of the longest common prefix of two arrays of the same length."""
+    differs = left != right
+    first = int(differs.argmax()) if len(differs) else 0
+    return first if len(differs) and differs[first] else len(differs)
+
+
+def _store(holding: Holding, cells: Cells) -> None:
+    end = holding.num_cells + len(cells)
+    if end > len(holding.cells):
+        grown = np.empty(max(end, 2 * len(holding.cells)), dtype=np.int32)
+        grown[: holding.num_cells] = holding.cells[: holding.num_cells]
+        holding.cells = grown
+    holding.cells[holding.num_cells : end] = cells
+    holding.num_cells = end

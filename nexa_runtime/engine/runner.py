@@ -1,4 +1,4 @@
-"""Carries a step's plan out: fills the batch, decodes, samples.
+"""Carries a step's plan out: moves KV cells, fills the batch, decodes, samples.
 
 Owns the batch and the sampler of each sequence. The only module of the engine that touches C; it decides
 nothing and changes no sequence. When a step fails, the sequences are tried one by one, so that only the one
@@ -6,13 +6,25 @@ at fault ends. The engine thread calls it.
 """
 
 import time
+from collections import Counter
+from typing import assert_never
 
 import numpy as np
 
-from nexa_runtime.engine.sequence import Chunk, Sequence, StepPlan, StepResult
+from nexa_runtime.engine.sequence import (
+    Chunk,
+    CopyPrefix,
+    KvOperation,
+    Sequence,
+    StepPlan,
+    StepResult,
+    Truncate,
+)
 from nexa_runtime.errors import DecodeError, NexaError, ShuttingDownError
 from nexa_runtime.llama import Context, DecodeStatus, Sampler, SamplingParams, sample_greedy
 from nexa_runtime.telemetry import get_logger
+
+MAX_RESTARTS = 2
 
 _log = get_logger("engine.runner")
 
@@ -24,6 +36,7 @@ class Runner:
         self._context = context
         self._batch = context.make_batch()
         self._samplers: dict[int, Sampler] = {}
+        self._num_lost: Counter[int] = Counter()
 
     def open(self, sequence: Sequence, params: SamplingParams) -> None:
         """Make a sequence's sampler. Raises ``NexaError`` when ``params`` do not fit the vocabulary."""
@@ -33,6 +46,7 @@ class Runner:
     def close(self, sequence: Sequence) -> None:
         """Free a sequence's sampler."""
         self._samplers.pop(sequence.key).close()
+        self._num_lost.pop(sequence.key, None)
 
     def interrupt(self) -> None:
         """Make a running ``execute`` return soon, where llama.cpp can. Any thread; for shutdown."""
@@ -55,23 +69,37 @@ class Runner:
     def execute(self, plan: StepPlan) -> StepResult:
         """Free what is to be freed, compute the chunks, sample. Never raises for what one sequence did."""
         start = time.perf_counter()
-        for sequence_id in plan.released_ids:
-            self._context.remove(sequence_id)
+        for operation in plan.operations:
+            self._apply(operation)
         tokens: dict[int, int] = {}
         failed: dict[int, Exception] = {}
-        if plan.chunks:
-            status = self._decode(plan.chunks)
-            if status is DecodeStatus.OK:
-                self._sample(plan.chunks, tokens, failed)
-            elif status is DecodeStatus.ABORTED:
-                failed = {chunk.sequence.key: ShuttingDownError() for chunk in plan.chunks}
-            else:
-                _log.warning(
-                    "step_failed", status=status.name, sequences=len(plan.chunks), rows=plan.num_rows
-                )
+        lost: set[int] = set()
+        status = self._decode(plan.chunks) if plan.chunks else DecodeStatus.OK
+        if status is DecodeStatus.OK:
+            self._sample(plan.chunks, tokens, failed)
+        elif status is DecodeStatus.ABORTED:
+            failed = {chunk.sequence.key: ShuttingDownError() for chunk in plan.chunks}
+        else:
+            _log.warning("step_failed", status=status.name, sequences=len(plan.chunks), rows=plan.num_rows)
+            if status is not DecodeStatus.NO_KV_SLOT:
                 for chunk in plan.chunks:
-                    self._retry(chunk, tokens, failed)
-        return StepResult(time.perf_counter() - start, tokens, failed)
+                    self._retry(chunk, tokens, failed, lost)
+        return StepResult(
+            time.perf_counter() - start,
+            tokens,
+            failed,
+            is_pool_full=status is DecodeStatus.NO_KV_SLOT,
+            lost=frozenset(lost),
+        )
+
+    def _apply(self, operation: KvOperation) -> None:
+        match operation:
+            case Truncate(sequence_id, num_tokens):
+                self._context.remove(sequence_id, num_tokens)
+            case CopyPrefix(source_id, target_id, num_tokens):
+                self._context.copy(source_id, target_id, num_tokens)
+            case _:
+                assert_never(operation)
 
     def _decode(self, chunks: tuple[Chunk, ...]) -> DecodeStatus:
         batch = self._batch
@@ -103,17 +131,26 @@ class Runner:
                 sampler.accept(token)
                 tokens[key] = token
 
-    def _retry(self, chunk: Chunk, tokens: dict[int, int], failed: dict[int, Exception]) -> None:
-        """Compute one chunk alone after the step it was in has failed."""
-        sequence_id = chunk.sequence.sequence_id
+    def _retry(
+        self, chunk: Chunk, tokens: dict[int, int], failed: dict[int, Exception], lost: set[int]
+    ) -> None:
+        """Compute one chunk alone after the step it was in has failed.
+
+        A sequence whose KV the failure took is lost: it is computed again, but not for ever.
+        """
+        key, sequence_id = chunk.sequence.key, chunk.sequence.sequence_id
         assert sequence_id is not None
         if self._context.num_cached(sequence_id) > chunk.start:
             self._context.remove(sequence_id, chunk.start)
         if self._context.num_cached(sequence_id) != chunk.start:
-            failed[chunk.sequence.key] = DecodeError("its KV cache was lost")
+            self._num_lost[key] += 1
+            if self._num_lost[key] <= MAX_RESTARTS:
+                lost.add(key)
+            else:
+                failed[key] = DecodeError("its KV cache was lost again and again")
             return
         status = self._decode((chunk,))
         if status is DecodeStatus.OK:
             self._sample((chunk,), tokens, failed)
         else:
-            failed[chunk.sequence.key] = DecodeError(f"llama.cpp returned {status.name.lower()}")
+            failed[key] = DecodeError(f"llama.cpp returned {status.name.lower()}")

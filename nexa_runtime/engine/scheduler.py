@@ -1,8 +1,8 @@
 """What the next step computes, and what its result means.
 
-Owns the waiting line, the running set and the cell accounting of one context. Pure: no llama, no threads, no
-clock; time comes in as ``now`` and ``elapsed_s``. It decides (``schedule``) and updates (``commit``); it
-never touches the engine's C side. ``engine.py`` calls it, tests drive it by hand.
+Owns the waiting line and the running set; ``kv_cache`` keeps the books of the cells. Pure: no llama, no
+threads, no clock; time comes in as ``now`` and ``elapsed_s``. It decides (``schedule``) and updates
+(``commit``); it never touches the engine's C side. ``engine.py`` calls it, tests drive it by hand.
 
 The step: every decode row first; then chunks of prompts, of the tenant with least virtual time, until the
 token budget is spent. With nobody decoding, prompts take the whole step.
@@ -11,11 +11,12 @@ token budget is spent. With nobody decoding, prompts take the whole step.
 from dataclasses import dataclass
 
 from nexa_runtime.engine.fair_queue import FairQueue
-from nexa_runtime.engine.kv_cache import KvCache
+from nexa_runtime.engine.kv_cache import Holding, KvCache, Match, common_prefix
 from nexa_runtime.engine.sequence import (
     Advance,
     Chunk,
     FinishReason,
+    KvOperation,
     Sequence,
     SequenceState,
     StepPlan,
@@ -31,17 +32,25 @@ MIN_PREFILL_TOKENS = 32
 recur.
 """
 
+MIN_SHARED_TOKENS = 16
+"""A shorter prefix is not worth waiting for."""
+
+OUTPUT_RESERVE = 64
+"""Cells kept for the answer when a sequence is let in; longer answers take what is there, or preempt."""
+
 _SMOOTHING = 0.2
 
 
 class PrefillBudget:
-    """How many prompt tokens may ride with the decode rows: as many as about double the step's time.
+    """How many prompt tokens may ride with the decode rows: as many as keep the step inside its target.
 
-    Learned online from measured steps: the time of decode-only steps, and the time a prompt token adds.
+    ``target_s``: seconds that a mixed step may take; None: twice the time of a decode-only step. Learned online
+    from measured steps: the time of decode-only steps, and the time a prompt token adds.
     """
 
-    def __init__(self, max_tokens: int) -> None:
+    def __init__(self, max_tokens: int, target_s: float | None = None) -> None:
         self._max_tokens = max_tokens
+        self._target_s = target_s
         self._decode_step_s: float | None = None
         self._prefill_token_s: float | None = None
 
@@ -49,7 +58,8 @@ class PrefillBudget:
         """The budget of the next mixed step, a multiple of ``MIN_PREFILL_TOKENS``."""
         if self._decode_step_s is None or self._prefill_token_s is None:
             return MIN_PREFILL_TOKENS
-        affordable = int(self._decode_step_s / self._prefill_token_s)
+        target_s = 2 * self._decode_step_s if self._target_s is None else self._target_s
+        affordable = int(max(target_s - self._decode_step_s, 0.0) / self._prefill_token_s)
         grains = max(1, affordable // MIN_PREFILL_TOKENS)
         return min(grains * MIN_PREFILL_TOKENS, self._max_tokens)
 
@@ -66,27 +76,37 @@ class PrefillBudget:
 
 @dataclass(frozen=True, slots=True)
 class SchedulerStats:
-    """A snapshot: sequences running and waiting, cells computed and promised."""
+    """A snapshot: sequences running and waiting, ids and cells held, and what memory pressure has cost so
+    far.
+    """
 
     num_running: int
     num_waiting: int
-    num_used_ids: int
-    num_computed_cells: int
-    num_reserved_cells: int
+    num_resident_ids: int
+    num_used_cells: int
+    num_preemptions: int
+    num_evictions: int
 
 
 class Scheduler:
-    """``slots``: sequences that run at once. ``step_tokens``: most rows of a step."""
+    """``slots``: sequences that run at once. ``step_tokens``: most rows of a step.
 
-    def __init__(self, *, slots: int, step_tokens: int, kv_cache: KvCache) -> None:
+    ``itl_target_s``: the inter-token target of running streams, see ``PrefillBudget``.
+    """
+
+    def __init__(
+        self, *, slots: int, step_tokens: int, kv_cache: KvCache, itl_target_s: float | None = None
+    ) -> None:
         self.slots = slots
         self._step_tokens = step_tokens
         self._kv = kv_cache
         self._queue = FairQueue()
         self._running: list[Sequence] = []
         self._alive: dict[int, Sequence] = {}
-        self._released_ids: list[int] = []
-        self._budget = PrefillBudget(step_tokens)
+        self._operations: list[KvOperation] = []
+        self._budget = PrefillBudget(step_tokens, itl_target_s)
+        self._num_preemptions = 0
+        self._num_evictions = 0
 
     def add(self, sequence: Sequence, now: float) -> None:
         """Put a sequence in line. It must fit into the pool alone (``max_cells``). ``now`` in seconds."""
@@ -104,15 +124,14 @@ class Scheduler:
         return sequence
 
     def finish(self, sequence: Sequence, reason: FinishReason) -> None:
-        """End a living sequence between two steps and take its slot and cells back."""
+        """End a living sequence between two steps; what it computed stays resident, unless it failed."""
         if sequence.state is SequenceState.WAITING:
             self._queue.take(sequence)
         else:
-            assert sequence.sequence_id is not None
             self._running.remove(sequence)
-            self._kv.release(sequence.sequence_id)
-            self._released_ids.append(sequence.sequence_id)
-            sequence.sequence_id = None
+        if sequence.sequence_id is not None:
+            drop = self._kv.drop_sequence if reason is FinishReason.ERROR else self._kv.release
+            self._operations += drop(sequence)
         sequence.state = SequenceState.FINISHED
         sequence.finish_reason = reason
         del self._alive[sequence.key]
@@ -121,33 +140,37 @@ class Scheduler:
     def schedule(self, now: float) -> StepPlan | None:
         """The next step, or None when there is nothing to do. ``now`` in seconds."""
         self._fill_slots(now)
-        chunks = [_chunk(sequence, 1) for sequence in self._running if sequence.is_decoding]
+        chunks: dict[int, Chunk] = {}
+        for sequence in [one for one in self._running if one.is_decoding]:
+            self._plan(sequence, 1, chunks)
         room = self._step_tokens - len(chunks)
         budget = min(room, self._budget.tokens()) if chunks else room
         for sequence in self._prefilling():
             if budget <= 0:
                 break
-            count = min(sequence.num_pending, budget)
-            chunks.append(_chunk(sequence, count))
-            budget -= count
-        released, self._released_ids = tuple(self._released_ids), []
-        return StepPlan(tuple(chunks), released) if chunks or released else None
+            if sequence.sequence_id is not None or self._attach(sequence):
+                budget -= self._plan(sequence, min(sequence.num_pending, budget), chunks)
+        operations, self._operations = tuple(self._operations), []
+        return StepPlan(tuple(chunks.values()), operations) if chunks or operations else None
 
     def commit(self, plan: StepPlan, result: StepResult) -> list[Advance]:
         """Take a step's result in: advance, charge, end what has ended. One ``Advance`` per token or end."""
+        if result.is_pool_full:
+            return self._relieve(plan)
         advances: list[Advance] = []
         for chunk in plan.chunks:
             sequence = chunk.sequence
             if (error := result.failed.get(sequence.key)) is not None:
                 self.finish(sequence, FinishReason.ERROR)
                 advances.append(Advance(sequence, None, FinishReason.ERROR, error))
-                continue
-            sequence.num_computed += chunk.count
-            work = DECODE_WORK if chunk.is_decode else PREFILL_WORK * chunk.count
-            self._queue.charge(sequence.share.tenant_id, work)
-            if chunk.wants_token:
-                advances.append(self._take_token(sequence, result.tokens[sequence.key]))
-        if not result.failed:
+            elif sequence.key in result.lost:
+                self._preempt(sequence)
+            else:
+                sequence.num_computed += chunk.count
+                self._charge(chunk)
+                if chunk.wants_token:
+                    advances.append(self._take_token(sequence, result.tokens[sequence.key]))
+        if not result.failed and not result.lost:
             self._budget.observe(plan, result.elapsed_s)
         return advances
 
@@ -156,10 +179,16 @@ class Scheduler:
         return SchedulerStats(
             num_running=len(self._running),
             num_waiting=self._queue.num_waiting,
-            num_used_ids=self._kv.num_used_ids,
-            num_computed_cells=sum(sequence.num_computed for sequence in self._running),
-            num_reserved_cells=self._kv.num_reserved_cells,
+            num_resident_ids=self._kv.num_resident_ids,
+            num_used_cells=self._kv.num_cells - self._kv.num_free_cells,
+            num_preemptions=self._num_preemptions,
+            num_evictions=self._num_evictions,
         )
+
+    def forget_residents(self) -> None:
+        """The context was emptied: nothing that has ended is there any more."""
+        for holding in [one for one in self._kv.holdings() if one.is_resident]:
+            self._operations += self._kv.drop(holding)
 
     def is_alive(self, key: int) -> bool:
         """Whether a sequence has not ended."""
@@ -167,33 +196,28 @@ class Scheduler:
 
     def check_integrity(self) -> None:
         """Assert that no slot, id or cell is lost and that every living sequence can go on. For tests."""
-        used = {sequence.sequence_id: sequence.num_computed for sequence in self._running}
-        assert None not in used
-        assert len(used) == len(self._running) <= self.slots
-        self._kv.check_integrity({key: cells for key, cells in used.items() if key is not None})
+        assert len(self._running) <= self.slots
+        self._kv.check_integrity(self._holders())
         active: dict[str, int] = {}
         for sequence in self._alive.values():
             active[sequence.share.tenant_id] = active.get(sequence.share.tenant_id, 0) + 1
             assert sequence.state is not SequenceState.FINISHED
             assert sequence.num_pending >= 1
+            assert sequence.sequence_id is not None or sequence.num_computed == 0
         self._queue.check_integrity(active)
         assert len(self._alive) == len(self._running) + self._queue.num_waiting
 
+    # Who runs.
+
     def _fill_slots(self, now: float) -> None:
-        """Give free slots to the tenants in order; one that does not fit yet holds its place, so none
-        starves.
-        """
+        """Give free slots to the tenants in order; one that does not fit holds its place, so none starves."""
         while len(self._running) < self.slots:
             sequence = next((head for head in self._queue.heads() if self._may_run(head)), None)
-            if sequence is None:
-                return
-            sequence_id = self._kv.reserve(sequence.max_cells)
-            if sequence_id is None:
+            if sequence is None or not self._fits(sequence):
                 return
             self._queue.take(sequence)
-            sequence.sequence_id = sequence_id
             sequence.state = SequenceState.RUNNING
-            sequence.started_at = now
+            sequence.started_at = now if sequence.started_at is None else sequence.started_at
             self._running.append(sequence)
 
     def _may_run(self, sequence: Sequence) -> bool:
@@ -203,10 +227,127 @@ class Scheduler:
         held = sum(other.share.tenant_id == share.tenant_id for other in self._running)
         return held < share.max_slots
 
+    def _fits(self, sequence: Sequence) -> bool:
+        """Whether what it must compute and a first part of its answer fit beside what is promised already."""
+        if not self._running:
+            return True
+        evictable = self._kv.evictable(sequence.share, self._queue.weights())
+        available = self._kv.num_free_cells + sum(holding.num_cells for holding in evictable)
+        promised = sum(_cells_to_come(other) for other in self._running)
+        return _cells_to_come(sequence) <= available - promised
+
     def _prefilling(self) -> list[Sequence]:
         waiting = [sequence for sequence in self._running if not sequence.is_decoding]
         waiting.sort(key=lambda one: (self._queue.virtual_time(one.share.tenant_id), one.arrival))
         return waiting
+
+    # What it reuses.
+
+    def _attach(self, sequence: Sequence) -> bool:
+        """Give a sequence its id and the prefix that is there; False while a leader computes more of it."""
+        match = self._kv.match(sequence)
+        if self._has_leader(sequence, match.num_tokens):
+            return False
+        if not self._kv.has_free_id and not self._kv.takes_over(match):
+            residents = self._kv.evictable(sequence.share, self._queue.weights(), breaks_floors=True)
+            victim = residents[0]  # there are more ids than slots, so there is one
+            if victim is match.holding:
+                match = Match(None, 0)
+            self._evict(victim)
+        self._operations += self._kv.attach(sequence, match)
+        if not sequence.num_charged:
+            sequence.num_cached = sequence.num_charged = match.num_tokens
+        return True
+
+    def _has_leader(self, sequence: Sequence, num_matched: int) -> bool:
+        """Whether a running sequence is computing tokens that this one needs next."""
+        limit = sequence.num_known - 1
+        for leader in self._running:
+            if leader.sequence_id is None or leader.cache_namespace != sequence.cache_namespace:
+                continue
+            end = min(limit, leader.num_known - 1)
+            if end < num_matched + MIN_SHARED_TOKENS or end <= leader.num_computed:
+                continue
+            common = common_prefix(sequence.tokens(0, end), leader.tokens(0, end))
+            if common >= num_matched + MIN_SHARED_TOKENS and common > leader.num_computed:
+                return True
+        return False
+
+    # What it costs.
+
+    def _plan(self, sequence: Sequence, count: int, chunks: dict[int, Chunk]) -> int:
+        """Plan the next ``count`` tokens, or as many as find cells; how many those are."""
+        if sequence.state is not SequenceState.RUNNING:
+            return 0  # it was preempted for another's sake
+        count = self._make_room(sequence, count, chunks)
+        if count:
+            chunks[sequence.key] = _chunk(sequence, count)
+            self._kv.grow(sequence, count)
+        return count
+
+    def _make_room(self, sequence: Sequence, count: int, chunks: dict[int, Chunk]) -> int:
+        """Free cells for ``count`` tokens: evict residents, and if nothing at all is free, preempt."""
+        if self._kv.num_free_cells < count:
+            for holding in self._kv.evictable(sequence.share, self._queue.weights()):
+                self._evict(holding)
+                if self._kv.num_free_cells >= count:
+                    break
+        while not self._kv.num_free_cells:
+            victim = self._victim()
+            if victim is sequence and not chunks and len(self._holders()) == 1:
+                # It is alone and fits the pool: what others keep at their floor gives way.
+                residents = self._kv.evictable(sequence.share, self._queue.weights(), breaks_floors=True)
+                self._evict(residents[0])
+                continue
+            chunks.pop(victim.key, None)
+            self._preempt(victim)
+            if victim is sequence:
+                return 0
+        return min(count, self._kv.num_free_cells)
+
+    def _victim(self) -> Sequence:
+        """The most recent sequence of the tenant furthest ahead, among those that hold cells."""
+        return max(
+            self._holders(), key=lambda one: (self._queue.virtual_time(one.share.tenant_id), one.arrival)
+        )
+
+    def _holders(self) -> list[Sequence]:
+        return [one for one in self._running if one.sequence_id is not None]
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Send a running sequence back into the line, to be computed again; its tokens are kept."""
+        self._operations += self._kv.drop_sequence(sequence)
+        self._running.remove(sequence)
+        sequence.state = SequenceState.WAITING
+        self._queue.put_back(sequence)
+        self._num_preemptions += 1
+
+    def _evict(self, holding: Holding) -> None:
+        self._operations += self._kv.drop(holding)
+        self._num_evictions += 1
+
+    def _relieve(self, plan: StepPlan) -> list[Advance]:
+        """llama.cpp had no room although the books say so: undo the plan, then evict, preempt or give up."""
+        for chunk in plan.chunks:
+            self._operations += self._kv.shrink(chunk.sequence, chunk.sequence.num_computed)
+        sequence = plan.chunks[0].sequence
+        residents = self._kv.evictable(sequence.share, self._queue.weights())
+        if residents:
+            self._evict(residents[0])
+        elif len(plan.chunks) > 1:
+            self._preempt(self._victim())
+        else:
+            self.finish(sequence, FinishReason.LENGTH)
+            return [Advance(sequence, None, FinishReason.LENGTH)]
+        return []
+
+    def _charge(self, chunk: Chunk) -> None:
+        sequence = chunk.sequence
+        num_new = max(sequence.num_computed - max(sequence.num_charged, chunk.start), 0)
+        if num_new:
+            sequence.num_charged = sequence.num_computed
+            work = DECODE_WORK if chunk.is_decode else PREFILL_WORK
+            self._queue.charge(sequence.share.tenant_id, work * num_new)
 
     def _take_token(self, sequence: Sequence, token: int) -> Advance:
         sequence.append(token)
@@ -218,6 +359,11 @@ class Scheduler:
         if reason is not None:
             self.finish(sequence, reason)
         return Advance(sequence, None if reason is FinishReason.STOP else token, reason)
+
+
+def _cells_to_come(sequence: Sequence) -> int:
+    """Cells that a sequence is promised: what it knows, and a bounded part of what it may still say."""
+    return sequence.num_pending + min(OUTPUT_RESERVE, sequence.max_new_tokens - sequence.num_new) - 1
 
 
 def _chunk(sequence: Sequence, count: int) -> Chunk:

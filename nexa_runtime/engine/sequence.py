@@ -64,6 +64,8 @@ class Sequence:
         "finish_reason",
         "key",
         "max_new_tokens",
+        "num_cached",
+        "num_charged",
         "num_computed",
         "num_known",
         "num_prompt",
@@ -97,10 +99,14 @@ class Sequence:
         self.num_prompt = len(prompt)
         self.num_known = len(prompt)
         self.num_computed = 0
+        self.num_cached = 0
+        """Prompt tokens whose KV was there when it was first scheduled."""
+        self.num_charged = 0
+        """Tokens paid for: work that is done again after a preemption costs nothing."""
         self.state = SequenceState.WAITING
         self.finish_reason: FinishReason | None = None
         self.sequence_id: int | None = None
-        """llama.cpp's id while running; its KV holds ``num_computed`` tokens."""
+        """llama.cpp's id once it is computed on; its KV holds ``num_computed`` tokens."""
         self.arrival = 0
         """Order of arrival, set by the fair queue."""
         self.queued_at = 0.0
@@ -158,11 +164,31 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True)
+class CopyPrefix:
+    """Let ``target_id``, which is empty, share the first ``num_tokens`` positions of ``source_id``."""
+
+    source_id: int
+    target_id: int
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Truncate:
+    """Keep only the first ``num_tokens`` positions of ``sequence_id``."""
+
+    sequence_id: int
+    num_tokens: int
+
+
+KvOperation = CopyPrefix | Truncate
+
+
+@dataclass(frozen=True, slots=True)
 class StepPlan:
-    """What one step does: first frees the KV of ``released_ids``, then computes ``chunks``."""
+    """What one step does: first the ``operations`` on the KV cache in their order, then the ``chunks``."""
 
     chunks: tuple[Chunk, ...]
-    released_ids: tuple[int, ...]
+    operations: tuple[KvOperation, ...]
 
     @property
     def num_rows(self) -> int:
@@ -184,12 +210,16 @@ class StepPlan:
 class StepResult:
     """What came of a plan. ``tokens``: sequence key → token sampled. ``failed``: key → why it cannot go on.
 
-    ``elapsed_s``: time of the step, in seconds.
+    ``elapsed_s``: time of the step, in seconds. ``is_pool_full``: llama.cpp found no room for the rows;
+    nothing was computed. ``lost``: keys of sequences whose KV cannot be trusted any more; they are computed
+    again.
     """
 
     elapsed_s: float
     tokens: dict[int, int]
     failed: dict[int, Exception]
+    is_pool_full: bool = False
+    lost: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -170,6 +170,14 @@ class Context:
         self._check_id(sequence_id)
         return bool(C.llama_memory_seq_rm(self._memory, sequence_id, start, -1))
 
+    def copy(self, source_id: int, target_id: int, num_tokens: int) -> None:
+        """Let ``target_id``, which is empty, share the first ``num_tokens`` cells of ``source_id``."""
+        if source_id == target_id or not 0 < num_tokens <= self.num_cached(source_id):
+            raise LlamaGuardError(f"a copy of {num_tokens} tokens from id {source_id} to {target_id}")
+        if self.num_cached(target_id):
+            raise LlamaGuardError(f"a copy onto sequence id {target_id}, which is not empty")
+        C.llama_memory_seq_cp(self._memory, source_id, target_id, 0, num_tokens)
+
     def num_cached(self, sequence_id: int) -> int:
         """How many leading positions of a sequence have KV."""
         self._check_id(sequence_id)

@@ -37,6 +37,8 @@ class Model:
         """Longest sequence the model was made for, in tokens."""
         self.size_bytes: int = C.llama_model_size(pointer)
         self.num_parameters: int = C.llama_model_n_params(pointer)
+        self.has_one_state = bool(C.llama_model_is_recurrent(pointer) or C.llama_model_is_hybrid(pointer))
+        """Whether a sequence's memory is one piece, of which no part can be dropped."""
         self.description = self._description()
         self.metadata = self._metadata()
         """All scalar metadata as text, by GGUF key."""

@@ -172,6 +172,7 @@ class Generation:
             "generation",
             model=self.model_name,
             prompt_tokens=self.usage.prompt_tokens,
+            cached_tokens=self.usage.cached_tokens,
             completion_tokens=self.usage.completion_tokens,
             complete=not self._num_open,
             queue_ms=round(self._queue_s * 1e3, 1),
@@ -196,6 +197,7 @@ class Generation:
         if delta.finish_reason is not None:
             self._num_open -= 1
             self._queue_s = max(self._queue_s, delta.queue_s)
+            self.usage.cached_tokens += delta.num_cached_tokens
         if self._inbox.error is not None:
             return
         if delta.error is not None:

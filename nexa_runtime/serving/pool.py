@@ -14,7 +14,7 @@ import nexa_runtime
 from nexa_runtime.chat.template import CHATML, ChatTemplate, TemplateSyntaxError
 from nexa_runtime.config import EngineSettings, ModelSettings
 from nexa_runtime.engine.engine import Engine
-from nexa_runtime.engine.kv_cache import KvCache
+from nexa_runtime.engine.kv_cache import KvCache, Reuse
 from nexa_runtime.engine.runner import Runner
 from nexa_runtime.engine.scheduler import MIN_PREFILL_TOKENS, Scheduler
 from nexa_runtime.errors import ModelFileError, ModelNotFoundError
@@ -212,8 +212,17 @@ def _step_tokens(settings: EngineSettings) -> int:
 
 
 def _make_engine(model: Model, context: Context, settings: EngineSettings) -> Engine:
-    kv_cache = KvCache(num_ids=context.params.num_sequence_ids, num_cells=context.num_cells)
-    scheduler = Scheduler(slots=settings.slots, step_tokens=context.params.max_rows, kv_cache=kv_cache)
+    kv_cache = KvCache(
+        num_ids=context.params.num_sequence_ids,
+        num_cells=context.num_cells,
+        reuse=Reuse.WHOLE if model.has_one_state else Reuse.ANY_PREFIX,
+    )
+    scheduler = Scheduler(
+        slots=settings.slots,
+        step_tokens=context.params.max_rows,
+        kv_cache=kv_cache,
+        itl_target_s=None if settings.itl_target_ms is None else settings.itl_target_ms / 1e3,
+    )
     return Engine(runner=Runner(context), scheduler=scheduler, vocab=model.vocab)
 
 

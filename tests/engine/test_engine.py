@@ -10,15 +10,23 @@ import pytest
 from nexa_runtime.engine.engine import Delta, Engine, GenerationRequest
 from nexa_runtime.engine.kv_cache import KvCache
 from nexa_runtime.engine.runner import Runner
-from nexa_runtime.engine.scheduler import Scheduler
+from nexa_runtime.engine.scheduler import MIN_SHARED_TOKENS, Scheduler
 from nexa_runtime.engine.sequence import FinishReason, TenantShare, Tokens
 from nexa_runtime.errors import DecodeError, LlamaGuardError, ShuttingDownError
 from nexa_runtime.llama import Batch, Context, ContextParams, DecodeStatus, Model, SamplingParams
 from nexa_runtime.llama.context import Logits
-from tests.support import NEAR_TIE, assert_same_or_near_tie, wait_until
+from tests.support import NEAR_TIE, assert_same_or_near_tie, books_agree, wait_until
 
 GREEDY = SamplingParams(temperature=0.0)
 SHARE = TenantShare("demo")
+
+
+QUESTIONS = [
+    "What is the capital of France?", "¿Cuál es la capital de España?", "Qual é a capital de Portugal?",
+    "Hello!", "What is 12 + 7?", "Who are you?", "What day comes after Monday?", "Repeat after me: blue sky",
+    "How many days does April have?", "Give me a JSON object with name Ana and age 30", "What is 5 + 5?",
+    "How do I start the server?",
+]  # fmt: skip
 
 
 class FaultyContext(Context):
@@ -77,10 +85,11 @@ class Harness:
         sampling: SamplingParams = GREEDY,
         stops: tuple[str, ...] = (),
         ignore_eos: bool = False,
+        namespace: str = "demo",
     ) -> int:
         key = self.engine.new_key()
         prompt = self.prompt(question)
-        request = GenerationRequest(prompt, max_new, sampling, SHARE, "demo", stops, ignore_eos)
+        request = GenerationRequest(prompt, max_new, sampling, SHARE, namespace, stops, ignore_eos)
         self.engine.submit(key, request)
         return key
 
@@ -96,13 +105,11 @@ class Harness:
         assert [delta for delta in self.deltas if delta.key == key][-1] is end
         return end
 
-    def check_empty(self) -> None:
+    def check_idle(self) -> None:
         self.engine.step()
-        self.scheduler.check_integrity()
         stats = self.scheduler.stats()
-        assert (stats.num_running, stats.num_waiting, stats.num_used_ids) == (0, 0, 0)
-        assert self.runner.num_open == 0
-        assert self.runner.num_cells() == 0
+        assert (stats.num_running, stats.num_waiting) == (0, 0)
+        assert books_agree(self.engine)
         assert not self.engine._live
 
     def close(self) -> None:
@@ -133,7 +140,7 @@ def test_an_answer_ends_by_itself(harness: Harness) -> None:
     harness.run()
     assert harness.text(key) == "The capital of France is Paris."
     assert harness.end(key).finish_reason is FinishReason.STOP
-    harness.check_empty()
+    harness.check_idle()
 
 
 def test_a_stop_string_ends_it_and_is_not_shown(harness: Harness) -> None:
@@ -141,7 +148,7 @@ def test_a_stop_string_ends_it_and_is_not_shown(harness: Harness) -> None:
     harness.run()
     assert harness.text(key) == "The capital of "
     assert harness.end(key).finish_reason is FinishReason.STOP
-    harness.check_empty()
+    harness.check_idle()
 
 
 def test_the_cap_ends_it(harness: Harness) -> None:
@@ -149,7 +156,7 @@ def test_the_cap_ends_it(harness: Harness) -> None:
     harness.run()
     end = harness.end(key)
     assert (end.finish_reason, end.num_new_tokens) == (FinishReason.LENGTH, 3)
-    harness.check_empty()
+    harness.check_idle()
 
 
 @pytest.mark.parametrize("steps", [0, 1, 5])
@@ -162,7 +169,7 @@ def test_an_abort_ends_it_before_the_next_step(harness: Harness, steps: int) -> 
     end = harness.end(key)
     assert end.finish_reason is FinishReason.ABORT
     assert end.num_new_tokens <= steps
-    harness.check_empty()
+    harness.check_idle()
 
 
 def test_ignore_eos_never_chooses_an_end_token(harness: Harness) -> None:
@@ -179,11 +186,11 @@ def test_sampling_that_does_not_fit_the_vocabulary_fails_that_sequence_only(harn
     harness.run()
     assert isinstance(harness.end(bad).error, LlamaGuardError)
     assert harness.text(good) == "The capital of France is Paris."
-    harness.check_empty()
+    harness.check_idle()
 
 
 @pytest.mark.parametrize(
-    "status", [DecodeStatus.NO_KV_SLOT, DecodeStatus.INVALID_BATCH, DecodeStatus.COMPUTE_FAILED]
+    "status", [DecodeStatus.INVALID_BATCH, DecodeStatus.ALLOCATION_FAILED, DecodeStatus.COMPUTE_FAILED]
 )
 def test_a_failed_step_ends_only_the_sequence_at_fault(harness: Harness, status: DecodeStatus) -> None:
     keys = [harness.submit("What is the capital of France?") for _ in range(3)]
@@ -195,7 +202,115 @@ def test_a_failed_step_ends_only_the_sequence_at_fault(harness: Harness, status:
     assert [end.finish_reason for end in ends] == [FinishReason.ERROR, FinishReason.STOP, FinishReason.STOP]
     assert isinstance(ends[0].error, DecodeError)
     assert [harness.text(key) for key in keys[1:]] == ["The capital of France is Paris."] * 2
-    harness.check_empty()
+    harness.check_idle()
+
+
+def test_a_full_pool_ends_nothing(harness: Harness) -> None:
+    keys = [harness.submit(question) for question in QUESTIONS[:3]]
+    harness.engine.step()
+    harness.context.faults = [DecodeStatus.NO_KV_SLOT] * 3
+    harness.run()
+    assert harness.scheduler.stats().num_preemptions > 0
+    for question, key in zip(QUESTIONS, keys, strict=False):
+        assert harness.end(key).finish_reason is FinishReason.STOP
+        again = harness.submit(question)
+        harness.run()
+        assert harness.text(again) == harness.text(key)
+    harness.check_idle()
+
+
+def test_kv_that_a_failure_took_is_computed_again(harness: Harness) -> None:
+    key = harness.submit(QUESTIONS[0])
+    for _ in range(3):
+        harness.engine.step()
+    before = harness.text(key)
+    sequence, _ = harness.engine._live[key]
+    assert sequence.sequence_id is not None
+    harness.context.remove(sequence.sequence_id)
+    harness.context.faults = [DecodeStatus.COMPUTE_FAILED]
+    harness.run()
+    again = harness.submit(QUESTIONS[0])
+    harness.run()
+    assert harness.text(key) == harness.text(again)
+    assert harness.text(key).startswith(before)
+    harness.check_idle()
+
+
+def test_an_aborted_step_is_a_shutdown(harness: Harness) -> None:
+    key = harness.submit("Hello")
+    harness.context.faults = [DecodeStatus.ABORTED]
+    harness.run()
+    assert isinstance(harness.end(key).error, ShuttingDownError)
+
+
+SYSTEM = "You are a kind helper. " * 60
+
+
+def test_requests_with_one_system_prompt_compute_it_once(make: Callable[..., Harness]) -> None:
+    harness = make(slots=8, step_tokens=128, num_cells=16_384)
+    prompts = [SYSTEM + question for question in QUESTIONS[:8]]
+    lengths = [len(harness.prompt(prompt)) for prompt in prompts]
+    shared = len(harness.model.vocab.tokenize(SYSTEM, parse_special=True))
+    assert shared > 300
+    keys = [harness.submit(prompt, max_new=4) for prompt in prompts]
+    harness.run()
+    cached = [harness.end(key).num_cached_tokens for key in keys]
+    assert sum(count > shared - MIN_SHARED_TOKENS for count in cached) == 7
+    assert harness.engine.totals.num_prefill_rows == sum(lengths) - sum(cached)
+    harness.check_idle()
+
+
+def test_a_later_turn_takes_over_what_the_earlier_ones_left(harness: Harness) -> None:
+    first = harness.submit(QUESTIONS[0])
+    harness.run()
+    history = f"{QUESTIONS[0]}<|im_end|>\n<|im_start|>assistant\n{harness.text(first)}<|im_end|>\n"
+    second = harness.submit(f"{history}<|im_start|>user\n{QUESTIONS[1]}")
+    harness.run()
+    assert harness.end(first).num_cached_tokens == 0
+    assert harness.end(second).num_cached_tokens >= len(harness.prompt(QUESTIONS[0]))
+    assert harness.scheduler.stats().num_resident_ids == 1
+    harness.check_idle()
+
+
+def test_a_repeated_prompt_is_cached_but_for_its_last_token_and_gives_the_same_answer(
+    harness: Harness,
+) -> None:
+    keys = []
+    for _ in range(2):
+        keys.append(harness.submit(QUESTIONS[0]))
+        harness.run()
+    assert harness.end(keys[1]).num_cached_tokens == len(harness.prompt(QUESTIONS[0])) - 1
+    assert harness.text(keys[0]) == harness.text(keys[1])
+    harness.check_idle()
+
+
+def test_namespaces_never_share(harness: Harness) -> None:
+    for namespace in ("a", "b"):
+        key = harness.submit(QUESTIONS[0], namespace=namespace)
+        harness.run()
+        assert harness.end(key).num_cached_tokens == 0
+
+
+def test_a_pool_too_small_for_its_load_ends_nothing_and_changes_nothing(
+    make: Callable[..., Harness], model: Model
+) -> None:
+    small = make(slots=8, step_tokens=128, num_cells=512)
+    questions = [f"{question} {'Please. ' * (index % 4)}" for index, question in enumerate(QUESTIONS * 3)][
+        :32
+    ]
+    keys = [
+        small.submit(question, max_new=240, ignore_eos=index % 2 == 0)
+        for index, question in enumerate(questions)
+    ]
+    small.run()
+    assert small.scheduler.stats().num_preemptions > 0
+    for index, (question, key) in enumerate(zip(questions, keys, strict=True)):
+        assert small.end(key).finish_reason in (FinishReason.STOP, FinishReason.LENGTH)
+        alone = make(slots=1)
+        only = alone.submit(question, max_new=240, ignore_eos=index % 2 == 0)
+        alone.run()
+        assert_same_or_near_tie(model, alone.prompt(question), small.text(key), alone.text(only))
+    small.check_idle()
 
 
 def test_a_bug_in_a_step_ends_its_sequences_and_not_the_engine(harness: Harness) -> None:
@@ -255,14 +370,6 @@ def test_a_seed_gives_the_same_text_whoever_is_beside_it(make: Callable[..., Har
     assert max(gaps[:parted]) < NEAR_TIE
 
 
-QUESTIONS = [
-    "What is the capital of France?", "¿Cuál es la capital de España?", "Qual é a capital de Portugal?",
-    "Hello!", "What is 12 + 7?", "Who are you?", "What day comes after Monday?", "Repeat after me: blue sky",
-    "How many days does April have?", "Give me a JSON object with name Ana and age 30", "What is 5 + 5?",
-    "How do I start the server?",
-]  # fmt: skip
-
-
 def test_batched_answers_equal_those_given_alone(make: Callable[..., Harness], model: Model) -> None:
     together = make(slots=8, step_tokens=64)
     keys = [together.submit(question) for question in QUESTIONS]
@@ -273,7 +380,7 @@ def test_batched_answers_equal_those_given_alone(make: Callable[..., Harness], m
         only = alone.submit(question)
         alone.run()
         assert_same_or_near_tie(model, alone.prompt(question), together.text(key), alone.text(only))
-    together.check_empty()
+    together.check_idle()
 
 
 def test_aborts_at_random_moments_leak_nothing(harness: Harness) -> None:
@@ -289,6 +396,5 @@ def test_aborts_at_random_moments_leak_nothing(harness: Harness) -> None:
         time.sleep(float(random.random()) * 2e-3)
     assert wait_until(lambda: len([delta for delta in harness.deltas if delta.finish_reason]) == len(keys))
     assert harness.engine.stop()
-    harness.scheduler.check_integrity()
+    assert books_agree(harness.engine)
     assert harness.runner.num_cells() == 0
-    assert harness.runner.num_open == 0

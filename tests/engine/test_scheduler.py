@@ -1,13 +1,15 @@
 """The scheduler, driven by hand: no model, no threads, no clock."""
 
 import zlib
+from dataclasses import replace
+from itertools import count
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nexa_runtime.engine.kv_cache import KvCache
+from nexa_runtime.engine.kv_cache import KvCache, Reuse
 from nexa_runtime.engine.scheduler import MIN_PREFILL_TOKENS, PrefillBudget, Scheduler
 from nexa_runtime.engine.sequence import (
     Advance,
@@ -17,6 +19,7 @@ from nexa_runtime.engine.sequence import (
     StepPlan,
     StepResult,
     TenantShare,
+    Truncate,
 )
 from nexa_runtime.errors import DecodeError
 
@@ -55,23 +58,43 @@ def next_token(sequence: Sequence) -> int:
 
 
 class FakeRunner:
-    """Checks every plan as llama.cpp would, and answers with ``next_token``."""
+    """Does to its own KV cells what llama.cpp would, checks every plan, and answers with ``next_token``."""
 
-    def __init__(self) -> None:
-        self.cached: dict[int, int] = {}
+    def __init__(self, num_cells: int = 100_000) -> None:
+        self.num_cells = num_cells
+        self.num_computed_rows = 0
+        self.cells: dict[int, list[tuple[int, int]]] = {}
+        """Id → its cells, each (number, token); a copied prefix has the same numbers."""
+        self._numbers = count()
+
+    def apply(self, plan: StepPlan) -> None:
+        for operation in plan.operations:
+            if isinstance(operation, Truncate):
+                del self.cells.setdefault(operation.sequence_id, [])[operation.num_tokens :]
+            else:
+                source = self.cells[operation.source_id]
+                assert operation.num_tokens <= len(source)
+                assert not self.cells.get(operation.target_id)
+                self.cells[operation.target_id] = source[: operation.num_tokens]
 
     def execute(self, plan: StepPlan, failed: dict[int, Exception] | None = None) -> StepResult:
-        for released in plan.released_ids:
-            self.cached.pop(released, None)
+        self.apply(plan)
         tokens = {}
         for chunk in plan.chunks:
-            sequence_id = chunk.sequence.sequence_id
-            assert sequence_id is not None
-            assert self.cached.get(sequence_id, 0) == chunk.start
-            self.cached[sequence_id] = chunk.start + chunk.count
+            sequence = chunk.sequence
+            assert sequence.sequence_id is not None
+            cells = self.cells.setdefault(sequence.sequence_id, [])
+            assert [token for _, token in cells] == sequence.tokens(0, chunk.start).tolist()
+            new = sequence.tokens(chunk.start, chunk.count).tolist()
+            cells += [(next(self._numbers), token) for token in new]
+            self.num_computed_rows += chunk.count
             if chunk.wants_token:
-                tokens[chunk.sequence.key] = next_token(chunk.sequence)
+                tokens[sequence.key] = next_token(sequence)
+        assert self.num_used() <= self.num_cells
         return StepResult(0.01, tokens, failed or {})
+
+    def num_used(self) -> int:
+        return len({number for cells in self.cells.values() for number, _ in cells})
 
 
 def drain(scheduler: Scheduler, runner: FakeRunner) -> list[Advance]:
@@ -92,7 +115,7 @@ def alone(sequence: Sequence) -> list[int]:
         cache_namespace=sequence.cache_namespace,
         end_tokens=sequence.end_tokens,
     )
-    scheduler = make_scheduler(slots=1, num_cells=100_000)
+    scheduler = make_scheduler(slots=1, num_cells=10_000)
     scheduler.add(copy, 0.0)
     drain(scheduler, FakeRunner())
     return new_tokens(copy)
@@ -175,7 +198,7 @@ def test_a_sequence_larger_than_the_pool_is_refused() -> None:
 
 
 @pytest.mark.parametrize("steps", [0, 1, 3])
-def test_abort_frees_everything_at_any_moment(steps: int) -> None:
+def test_abort_ends_a_sequence_at_any_moment(steps: int) -> None:
     scheduler, runner = make_scheduler(slots=1, step_tokens=32), FakeRunner()
     for key in (3, 2):
         scheduler.add(make_sequence(key, 80), 0.0)
@@ -189,11 +212,10 @@ def test_abort_frees_everything_at_any_moment(steps: int) -> None:
         assert sequence.finish_reason is FinishReason.ABORT
         scheduler.check_integrity()
     assert scheduler.abort(2) is None
-    plan = scheduler.schedule(0.0)
-    if plan is not None:
-        runner.execute(plan)
-    assert not runner.cached
-    assert scheduler.stats().num_reserved_cells == 0
+    drain(scheduler, runner)
+    stats = scheduler.stats()
+    assert (stats.num_running, stats.num_waiting) == (0, 0)
+    assert stats.num_used_cells == runner.num_used()
 
 
 def test_a_failed_sequence_ends_alone() -> None:
@@ -229,6 +251,11 @@ def test_the_budget_learns_what_prompts_cost() -> None:
         budget.observe(prefill, 0.320)
         budget.observe(decode, 0.100)
     assert budget.tokens() == 96
+    with_target = PrefillBudget(max_tokens=512, target_s=0.300)
+    for _ in range(20):
+        with_target.observe(prefill, 0.320)
+        with_target.observe(decode, 0.100)
+    assert with_target.tokens() == 192
     for _ in range(40):
         budget.observe(decode, 0.005)
     assert budget.tokens() == MIN_PREFILL_TOKENS
@@ -236,51 +263,87 @@ def test_the_budget_learns_what_prompts_cost() -> None:
 
 requests = st.lists(
     st.tuples(
-        st.integers(1, 90),  # prompt tokens
+        st.integers(0, 3),  # which shared beginning
+        st.integers(0, 60),  # how much of it
+        st.integers(1, 30),  # tokens of its own
         st.integers(1, 12),  # new tokens
         st.sampled_from(["a", "b", "c"]),
-        st.integers(0, 6),  # arrives before this step
-        st.one_of(st.none(), st.integers(0, 10)),  # aborted at this step
+        st.integers(0, 12),  # arrives before this step
+        st.one_of(st.none(), st.integers(0, 20)),  # aborted at this step
     ),
     min_size=1,
-    max_size=12,
+    max_size=14,
 )
 
+faults = st.dictionaries(st.integers(0, 30), st.sampled_from(["full", "lost", "failed"]), max_size=4)
 
-@settings(max_examples=300, deadline=None)
-@given(requests, st.integers(1, 4), st.integers(33, 80), st.integers(101, 400))
+
+def shared_sequence(
+    key: int, begin: int, num_shared: int, num_own: int, max_new: int, tenant: str
+) -> Sequence:
+    prompt = [*range(begin * 100 + 1, begin * 100 + 1 + num_shared), *range(key * 1000, key * 1000 + num_own)]
+    return Sequence(
+        key,
+        np.array(prompt, dtype=np.int32),
+        max_new_tokens=max_new,
+        share=TenantShare(tenant, cache_floor_cells={"a": 0, "b": 20, "c": 60}[tenant]),
+        cache_namespace=tenant,
+        end_tokens=frozenset([END]),
+    )
+
+
+def injected(fault: str | None, plan: StepPlan, runner: FakeRunner) -> StepResult:
+    """The step's result, or what the runner reports when llama.cpp fails in one of its ways."""
+    if fault is None or not plan.chunks:
+        return runner.execute(plan)
+    if fault == "full":
+        runner.apply(plan)
+        return StepResult(0.01, {}, {}, is_pool_full=True)
+    result = runner.execute(plan)
+    key = plan.chunks[0].sequence.key
+    if fault == "failed":
+        return replace(result, failed={key: DecodeError("made up")})
+    sequence_id = plan.chunks[0].sequence.sequence_id
+    assert sequence_id is not None
+    runner.cells[sequence_id] = []
+    return replace(result, lost=frozenset([key]))
+
+
+@pytest.mark.parametrize("reuse", list(Reuse))
+@settings(max_examples=500, deadline=None)
+@given(requests, st.integers(1, 4), st.integers(36, 80), st.integers(101, 300), faults)
 def test_random_schedules_lose_nothing(
-    plans: list[tuple[int, int, str, int, int | None]], slots: int, step_tokens: int, num_cells: int
+    reuse: Reuse,
+    asked: list[tuple[int, int, int, int, str, int, int | None]],
+    slots: int,
+    step_tokens: int,
+    num_cells: int,
+    fault_at: dict[int, str],
 ) -> None:
-    scheduler = make_scheduler(slots=slots, step_tokens=step_tokens, num_cells=num_cells)
-    runner = FakeRunner()
-    sequences = [
-        make_sequence(key, prompt, max_new=new, tenant=tenant, may_end=True)
-        for key, (prompt, new, tenant, _, _) in enumerate(plans, start=1)
-    ]
-    for step in range(1000):
-        for sequence, (*_, arrival, abort) in zip(sequences, plans, strict=True):
+    cache = KvCache(num_ids=2 * slots, num_cells=num_cells, reuse=reuse)
+    scheduler = Scheduler(slots=slots, step_tokens=step_tokens, kv_cache=cache)
+    runner = FakeRunner(num_cells)
+    sequences = [shared_sequence(key, *one[:5]) for key, one in enumerate(asked, start=1)]
+    for step in range(3000):
+        for sequence, (*_, arrival, abort) in zip(sequences, asked, strict=True):
             if arrival == step:
                 scheduler.add(sequence, float(step))
             if abort == step:
                 scheduler.abort(sequence.key)
         scheduler.check_integrity()
         plan = scheduler.schedule(float(step))
-        if plan is None and step > 10:
+        if plan is None and step > 20:
             break
         if plan is not None:
             assert plan.num_rows <= step_tokens
-            scheduler.commit(plan, runner.execute(plan))
+            scheduler.commit(plan, injected(fault_at.get(step), plan, runner))
             scheduler.check_integrity()
-    assert all(sequence.finish_reason is not None for sequence in sequences)
-    for sequence in sequences:
-        if sequence.finish_reason in (FinishReason.STOP, FinishReason.LENGTH):
+    for sequence, (*_, arrival, abort) in zip(sequences, asked, strict=True):
+        assert sequence.finish_reason is not None or (abort is not None and abort < arrival)
+        if sequence.finish_reason is FinishReason.STOP or (
+            sequence.finish_reason is FinishReason.LENGTH and "full" not in fault_at.values()
+        ):
             assert new_tokens(sequence) == alone(sequence)
     stats = scheduler.stats()
-    assert (stats.num_running, stats.num_waiting, stats.num_used_ids, stats.num_reserved_cells) == (
-        0,
-        0,
-        0,
-        0,
-    )
-    assert not runner.cached
+    assert (stats.num_running, stats.num_waiting) == (0, 0)
+    assert stats.num_used_cells == runner.num_used()
