@@ -11,8 +11,10 @@ map classes to those, once.
     ├── RequestError                 the request is at fault
     │   ├── InvalidRequestError
     │   │   ├── UnsupportedParameterError
-    │   │   └── ContextLengthError
+    │   │   ├── ContextLengthError
+    │   │   └── InputTooLongError
     │   ├── ModelNotFoundError
+    │   ├── ModelKindError
     │   ├── BodyTooLargeError
     │   └── BodyTimeoutError
     ├── ClientDisconnectedError      nobody is listening any more
@@ -97,6 +99,17 @@ class ContextLengthError(InvalidRequestError):
         )
 
 
+class InputTooLongError(InvalidRequestError):
+    """A text to embed is longer than the model reads at once."""
+
+    code = "context_length_exceeded"
+
+    def __init__(self, *, param: str, num_tokens: int, max_tokens: int) -> None:
+        self.num_tokens = num_tokens
+        self.max_tokens = max_tokens
+        super().__init__(f"{param} has {num_tokens} tokens; at most {max_tokens} are embedded.", param=param)
+
+
 class ModelNotFoundError(RequestError):
     """A name that this server does not serve."""
 
@@ -107,6 +120,17 @@ class ModelNotFoundError(RequestError):
         super().__init__(
             f"The model {name[:200]!r} is not served here; there is: {', '.join(served)}.", param="model"
         )
+
+
+class ModelKindError(RequestError):
+    """A model that cannot do what it was asked for."""
+
+    code = "model_kind_mismatch"
+
+    def __init__(self, name: str, kind: str) -> None:
+        self.name = name
+        self.kind = kind
+        super().__init__(f"The model {name[:200]!r} is not made for {kind}.", param="model")
 
 
 class BodyTooLargeError(RequestError):

@@ -14,9 +14,11 @@ import numpy.typing as npt
 
 from nexa_runtime.config import Settings, load_settings
 from nexa_runtime.engine.engine import Engine
+from nexa_runtime.engine.generation_lane import StepCounts
 from nexa_runtime.llama import Context, ContextParams, DecodeStatus, Model
 from nexa_runtime.server.app import App, Server, bind
-from nexa_runtime.serving.pool import LoadedModel, ModelPool, load_model
+from nexa_runtime.serving.loading import load_model
+from nexa_runtime.serving.pool import LoadedModel, ModelPool
 
 NEAR_TIE = 0.05
 """Two logits this close may change places when llama.cpp computes them in another batch size."""
@@ -39,7 +41,8 @@ def wait_until(condition: Callable[[], bool], timeout_s: float = 20.0) -> bool:
 
 def books_agree(engine: Engine) -> bool:
     """Whether an idle engine's books are whole and say what llama.cpp holds, all of it resident."""
-    scheduler, runner = engine._scheduler, engine._runner
+    assert engine.generation is not None
+    scheduler, runner = engine.generation.scheduler, engine.generation.runner
     scheduler.check_integrity()
     holdings = list(scheduler._kv.holdings())
     held = sum(holding.num_cells for holding in holdings)
@@ -77,6 +80,12 @@ class LiveServer:
         """The engine of its one model."""
         return self.loaded.engine
 
+    @property
+    def totals(self) -> StepCounts:
+        """What its steps were made of."""
+        assert self.engine.generation is not None
+        return self.engine.generation.totals
+
     def chat(self, content: str, **fields: object) -> httpx.Response:
         """One question to ``/v1/chat/completions``."""
         body = {"messages": [{"role": "user", "content": content}], **fields}
@@ -92,7 +101,7 @@ class LiveServer:
     def is_idle(self) -> bool:
         """Whether nothing runs or waits."""
         stats = self.engine.stats
-        return not (stats.num_running or stats.num_waiting or self.app.service.num_open)
+        return not (stats.num_running or stats.num_waiting or self.app.dispatcher.num_open)
 
     def has_clean_books(self) -> bool:
         """Whether llama.cpp holds what the books say, and the books hold only what has ended. When idle."""

@@ -13,8 +13,10 @@ from rich.console import Console
 from nexa_runtime.chat.messages import Message, Role
 from nexa_runtime.config import Settings
 from nexa_runtime.errors import ClientDisconnectedError, NexaError
+from nexa_runtime.serving.dispatcher import Dispatcher
 from nexa_runtime.serving.generation import GenerationOptions, GenerationService
-from nexa_runtime.serving.pool import ModelPool, load_model
+from nexa_runtime.serving.loading import load_model
+from nexa_runtime.serving.pool import ModelPool
 
 _talk = Console(stderr=True, highlight=False)
 
@@ -25,30 +27,30 @@ def run(settings: Settings, prompt: str | None) -> None:
     Raises ``NexaError``, and ``KeyboardInterrupt`` when the answer or the chat was interrupted.
     """
     with asyncio.Runner() as runner:
-        service = runner.run(_start(settings))
+        dispatcher = runner.run(_start(settings))
+        service = GenerationService(dispatcher)
         try:
             if prompt is None:
-                _chat(runner, service)
+                _chat(runner, service, dispatcher.pool.default.id)
             elif runner.run(_answer(service, [Message(Role.USER, prompt)])) is None:
                 raise KeyboardInterrupt
         finally:
-            runner.run(_stop(service))
+            runner.run(_stop(dispatcher))
 
 
-async def _start(settings: Settings) -> GenerationService:
-    service = GenerationService(ModelPool(load_model(settings.model, settings.engine)), settings.serving)
-    service.start()
-    return service
+async def _start(settings: Settings) -> Dispatcher:
+    dispatcher = Dispatcher(ModelPool(load_model(settings.model, settings.engine)), settings.serving)
+    dispatcher.start()
+    return dispatcher
 
 
-async def _stop(service: GenerationService) -> None:
-    await service.stop()
-    await service.close()
+async def _stop(dispatcher: Dispatcher) -> None:
+    await dispatcher.stop()
+    await dispatcher.close()
 
 
-def _chat(runner: asyncio.Runner, service: GenerationService) -> None:
+def _chat(runner: asyncio.Runner, service: GenerationService, name: str) -> None:
     if sys.stdin.isatty():
-        name = service.pool.default.id
         _talk.print(f"A chat with {name}. Ctrl-C ends an answer, Ctrl-D the chat.", style="dim")
     history: list[Message] = []
     while (question := _ask()) is not None:

@@ -10,7 +10,8 @@ import typer
 
 from nexa_runtime.config import Settings
 from nexa_runtime.server.app import App, Server, bind
-from nexa_runtime.serving.pool import ModelPool, load_model
+from nexa_runtime.serving.loading import load_model
+from nexa_runtime.serving.pool import ModelPool
 
 _SWITCH_INTERVAL_S = 2e-4
 """CPython hands the GIL over every 5 ms by default: as long as a whole engine step on a GPU."""

@@ -1,112 +1,120 @@
 """Who is next: tenants by virtual time, within a tenant by priority, then arrival.
 
-Owns the waiting sequences and each tenant's account of token work. Pure. Virtual time is weighted tokens,
-never seconds: a tenant pays ``work / weight`` for what was really computed, and the one that has paid least
-goes first, so that more requests never buy more share. A tenant that comes back from idle starts where the
-active ones are (start-time fair queueing): it neither hoards credit nor starves. The scheduler calls it.
+``Accounts`` owns what each tenant has paid, over everything that the engine does; ``FairQueue`` owns the
+waiting sequences of one scheduler. Pure. Virtual time is weighted tokens, never seconds: a tenant pays ``work
+/ weight`` for what was really computed, and the one that has paid least goes first, so that more requests
+never buy more share. A tenant that comes back from idle starts where the active ones are (start-time fair
+queueing): it neither hoards credit nor starves.
 """
 
 import heapq
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from nexa_runtime.engine.sequence import Sequence, TenantShare
 
 
 @dataclass(slots=True)
-class _Tenant:
+class _Account:
     share: TenantShare
-    virtual_time: float
+    virtual_time: float = 0.0
     num_active: int = 0
-    waiting: list[tuple[int, int, Sequence]] = field(default_factory=list)
+
+
+class Accounts:
+    """What each tenant has paid. ``enter`` and ``leave`` bracket every request."""
+
+    def __init__(self) -> None:
+        self._accounts: dict[str, _Account] = {}
+        self._clock = 0.0
+
+    def enter(self, share: TenantShare) -> None:
+        """A request of this tenant begins to wait or run."""
+        account = self._accounts.get(share.tenant_id)
+        if account is None:
+            account = self._accounts[share.tenant_id] = _Account(share)
+        account.share = share
+        if not account.num_active:
+            account.virtual_time = max(account.virtual_time, self._floor())
+        account.num_active += 1
+
+    def leave(self, tenant_id: str) -> None:
+        """A request has ended: its tenant may be idle now, and is forgotten when the others caught up."""
+        account = self._accounts[tenant_id]
+        account.num_active -= 1
+        if account.num_active:
+            return
+        if any(other.num_active for other in self._accounts.values()):
+            self._clock = self._floor()
+        else:
+            self._clock = max(self._clock, *(other.virtual_time for other in self._accounts.values()))
+        for name, other in list(self._accounts.items()):
+            if not other.num_active and other.virtual_time <= self._clock:
+                del self._accounts[name]
+
+    def charge(self, tenant_id: str, work: float) -> None:
+        """Add ``work`` (weighted tokens) to a tenant's account."""
+        account = self._accounts[tenant_id]
+        account.virtual_time += work / account.share.weight
+
+    def virtual_time(self, tenant_id: str) -> float:
+        """What a tenant has paid, in weighted tokens; where a newcomer would start, if it is not known."""
+        account = self._accounts.get(tenant_id)
+        return account.virtual_time if account else self._floor()
+
+    def weights(self) -> dict[str, float]:
+        """Weight of each tenant with requests alive."""
+        return {name: account.share.weight for name, account in self._accounts.items() if account.num_active}
+
+    def num_active(self) -> dict[str, int]:
+        """Requests alive of each tenant that has any."""
+        return {name: account.num_active for name, account in self._accounts.items() if account.num_active}
+
+    def _floor(self) -> float:
+        times = [account.virtual_time for account in self._accounts.values() if account.num_active]
+        return max(self._clock, min(times)) if times else self._clock
 
 
 class FairQueue:
-    """Every sequence passes ``push`` once and ``finish`` once; in between it may be taken from the line."""
+    """The line of waiting sequences. Every sequence passes ``push`` once; in between it may be taken and put
+    back.
+    """
 
-    def __init__(self) -> None:
-        self._tenants: dict[str, _Tenant] = {}
-        self._clock = 0.0
+    def __init__(self, accounts: Accounts) -> None:
+        self._accounts = accounts
+        self._waiting: dict[str, list[tuple[int, int, Sequence]]] = {}
         self._arrivals = 0
-        self._num_waiting = 0
 
     @property
     def num_waiting(self) -> int:
         """Sequences in line."""
-        return self._num_waiting
+        return sum(map(len, self._waiting.values()))
 
     def push(self, sequence: Sequence) -> None:
         """Put a new sequence in line."""
-        tenant = self._tenants.get(sequence.share.tenant_id)
-        if tenant is None:
-            tenant = self._tenants[sequence.share.tenant_id] = _Tenant(sequence.share, 0.0)
-        tenant.share = sequence.share
-        if not tenant.num_active:
-            tenant.virtual_time = max(tenant.virtual_time, self._active_floor())
-        tenant.num_active += 1
         self._arrivals += 1
         sequence.arrival = self._arrivals
-        heapq.heappush(tenant.waiting, (-sequence.priority, sequence.arrival, sequence))
-        self._num_waiting += 1
-
-    def heads(self) -> list[Sequence]:
-        """The first in line of each tenant, the tenant with least virtual time first. Changes nothing."""
-        backlogged = [tenant for tenant in self._tenants.values() if tenant.waiting]
-        backlogged.sort(key=lambda tenant: (tenant.virtual_time, tenant.waiting[0][1]))
-        return [tenant.waiting[0][2] for tenant in backlogged]
-
-    def take(self, sequence: Sequence) -> None:
-        """Remove a sequence from the line; it is still active until ``finish``."""
-        waiting = self._tenants[sequence.share.tenant_id].waiting
-        if waiting[0][2] is sequence:
-            heapq.heappop(waiting)
-        else:
-            waiting.remove((-sequence.priority, sequence.arrival, sequence))
-            heapq.heapify(waiting)
-        self._num_waiting -= 1
+        self.put_back(sequence)
 
     def put_back(self, sequence: Sequence) -> None:
         """Put a sequence that was taken into the line again, at its old place."""
-        waiting = self._tenants[sequence.share.tenant_id].waiting
-        heapq.heappush(waiting, (-sequence.priority, sequence.arrival, sequence))
-        self._num_waiting += 1
+        line = self._waiting.setdefault(sequence.share.tenant_id, [])
+        heapq.heappush(line, (-sequence.priority, sequence.arrival, sequence))
 
-    def finish(self, sequence: Sequence) -> None:
-        """A sequence has ended: its tenant may be idle now, and is forgotten when the others caught up."""
-        tenant = self._tenants[sequence.share.tenant_id]
-        tenant.num_active -= 1
-        if tenant.num_active:
-            return
-        if any(other.num_active for other in self._tenants.values()):
-            self._clock = max(self._clock, self._active_floor())
+    def heads(self) -> list[Sequence]:
+        """The first in line of each tenant, the tenant with least virtual time first. Changes nothing."""
+        lines = sorted(
+            self._waiting.items(), key=lambda item: (self._accounts.virtual_time(item[0]), item[1][0][1])
+        )
+        return [line[0][2] for _, line in lines]
+
+    def take(self, sequence: Sequence) -> None:
+        """Remove a sequence from the line."""
+        tenant_id = sequence.share.tenant_id
+        line = self._waiting[tenant_id]
+        if line[0][2] is sequence:
+            heapq.heappop(line)
         else:
-            self._clock = max(self._clock, *(other.virtual_time for other in self._tenants.values()))
-        for tenant_id in [
-            tenant_id
-            for tenant_id, other in self._tenants.items()
-            if not other.num_active and other.virtual_time <= self._clock
-        ]:
-            del self._tenants[tenant_id]
-
-    def charge(self, tenant_id: str, work: float) -> None:
-        """Add ``work`` (weighted tokens) to a tenant's account."""
-        tenant = self._tenants[tenant_id]
-        tenant.virtual_time += work / tenant.share.weight
-
-    def weights(self) -> dict[str, float]:
-        """Weight of each tenant with sequences alive."""
-        return {name: tenant.share.weight for name, tenant in self._tenants.items() if tenant.num_active}
-
-    def virtual_time(self, tenant_id: str) -> float:
-        """What a tenant has paid, in weighted tokens; where a newcomer would start, if it is not known."""
-        tenant = self._tenants.get(tenant_id)
-        return tenant.virtual_time if tenant else self._active_floor()
-
-    def check_integrity(self, active: dict[str, int]) -> None:
-        """Assert that the books agree with ``active``: sequences alive per tenant, waiting or running."""
-        counts = {tenant_id: tenant.num_active for tenant_id, tenant in self._tenants.items()}
-        assert {tenant_id: count for tenant_id, count in counts.items() if count} == active
-        assert self._num_waiting == sum(len(tenant.waiting) for tenant in self._tenants.values())
-
-    def _active_floor(self) -> float:
-        times = [tenant.virtual_time for tenant in self._tenants.values() if tenant.num_active]
-        return max(self._clock, min(times)) if times else self._clock
+            line.remove((-sequence.priority, sequence.arrival, sequence))
+            heapq.heapify(line)
+        if not line:
+            del self._waiting[tenant_id]

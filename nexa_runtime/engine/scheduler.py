@@ -8,9 +8,10 @@ The step: every decode row first; then chunks of prompts, of the tenant with lea
 token budget is spent. With nobody decoding, prompts take the whole step.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 
-from nexa_runtime.engine.fair_queue import FairQueue
+from nexa_runtime.engine.fair_queue import Accounts, FairQueue
 from nexa_runtime.engine.kv_cache import Holding, KvCache, Match, common_prefix
 from nexa_runtime.engine.sequence import (
     Advance,
@@ -44,8 +45,8 @@ _SMOOTHING = 0.2
 class PrefillBudget:
     """How many prompt tokens may ride with the decode rows: as many as keep the step inside its target.
 
-    ``target_s``: seconds that a mixed step may take; None: twice the time of a decode-only step. Learned online
-    from measured steps: the time of decode-only steps, and the time a prompt token adds.
+    ``target_s``: seconds that a mixed step may take; None: twice the time of a decode-only step. Learned
+    online from measured steps: the time of decode-only steps, and the time a prompt token adds.
     """
 
     def __init__(self, max_tokens: int, target_s: float | None = None) -> None:
@@ -80,12 +81,12 @@ class SchedulerStats:
     far.
     """
 
-    num_running: int
-    num_waiting: int
-    num_resident_ids: int
-    num_used_cells: int
-    num_preemptions: int
-    num_evictions: int
+    num_running: int = 0
+    num_waiting: int = 0
+    num_resident_ids: int = 0
+    num_used_cells: int = 0
+    num_preemptions: int = 0
+    num_evictions: int = 0
 
 
 class Scheduler:
@@ -95,12 +96,19 @@ class Scheduler:
     """
 
     def __init__(
-        self, *, slots: int, step_tokens: int, kv_cache: KvCache, itl_target_s: float | None = None
+        self,
+        *,
+        slots: int,
+        step_tokens: int,
+        kv_cache: KvCache,
+        accounts: Accounts,
+        itl_target_s: float | None = None,
     ) -> None:
         self.slots = slots
         self._step_tokens = step_tokens
         self._kv = kv_cache
-        self._queue = FairQueue()
+        self._accounts = accounts
+        self._queue = FairQueue(accounts)
         self._running: list[Sequence] = []
         self._alive: dict[int, Sequence] = {}
         self._operations: list[KvOperation] = []
@@ -114,6 +122,7 @@ class Scheduler:
             raise ValueError(f"{sequence.max_cells} cells in a pool of {self._kv.num_cells}")
         self._alive[sequence.key] = sequence
         sequence.queued_at = now
+        self._accounts.enter(sequence.share)
         self._queue.push(sequence)
 
     def abort(self, key: int) -> Sequence | None:
@@ -135,7 +144,7 @@ class Scheduler:
         sequence.state = SequenceState.FINISHED
         sequence.finish_reason = reason
         del self._alive[sequence.key]
-        self._queue.finish(sequence)
+        self._accounts.leave(sequence.share.tenant_id)
 
     def schedule(self, now: float) -> StepPlan | None:
         """The next step, or None when there is nothing to do. ``now`` in seconds."""
@@ -190,6 +199,11 @@ class Scheduler:
         for holding in [one for one in self._kv.holdings() if one.is_resident]:
             self._operations += self._kv.drop(holding)
 
+    def least_virtual_time(self) -> float | None:
+        """That of the tenant who is next to be served here; None with nothing to do."""
+        times = [self._accounts.virtual_time(one.share.tenant_id) for one in self._alive.values()]
+        return min(times, default=None)
+
     def is_alive(self, key: int) -> bool:
         """Whether a sequence has not ended."""
         return key in self._alive
@@ -198,13 +212,13 @@ class Scheduler:
         """Assert that no slot, id or cell is lost and that every living sequence can go on. For tests."""
         assert len(self._running) <= self.slots
         self._kv.check_integrity(self._holders())
-        active: dict[str, int] = {}
         for sequence in self._alive.values():
-            active[sequence.share.tenant_id] = active.get(sequence.share.tenant_id, 0) + 1
             assert sequence.state is not SequenceState.FINISHED
             assert sequence.num_pending >= 1
             assert sequence.sequence_id is not None or sequence.num_computed == 0
-        self._queue.check_integrity(active)
+        active = self._accounts.num_active()
+        for tenant_id, count in Counter(one.share.tenant_id for one in self._alive.values()).items():
+            assert count <= active[tenant_id]
         assert len(self._alive) == len(self._running) + self._queue.num_waiting
 
     # Who runs.
@@ -231,14 +245,14 @@ class Scheduler:
         """Whether what it must compute and a first part of its answer fit beside what is promised already."""
         if not self._running:
             return True
-        evictable = self._kv.evictable(sequence.share, self._queue.weights())
+        evictable = self._kv.evictable(sequence.share, self._accounts.weights())
         available = self._kv.num_free_cells + sum(holding.num_cells for holding in evictable)
         promised = sum(_cells_to_come(other) for other in self._running)
         return _cells_to_come(sequence) <= available - promised
 
     def _prefilling(self) -> list[Sequence]:
         waiting = [sequence for sequence in self._running if not sequence.is_decoding]
-        waiting.sort(key=lambda one: (self._queue.virtual_time(one.share.tenant_id), one.arrival))
+        waiting.sort(key=lambda one: (self._accounts.virtual_time(one.share.tenant_id), one.arrival))
         return waiting
 
     # What it reuses.
@@ -249,7 +263,7 @@ class Scheduler:
         if self._has_leader(sequence, match.num_tokens):
             return False
         if not self._kv.has_free_id and not self._kv.takes_over(match):
-            residents = self._kv.evictable(sequence.share, self._queue.weights(), breaks_floors=True)
+            residents = self._kv.evictable(sequence.share, self._accounts.weights(), breaks_floors=True)
             victim = residents[0]  # there are more ids than slots, so there is one
             if victim is match.holding:
                 match = Match(None, 0)
@@ -288,7 +302,7 @@ class Scheduler:
     def _make_room(self, sequence: Sequence, count: int, chunks: dict[int, Chunk]) -> int:
         """Free cells for ``count`` tokens: evict residents, and if nothing at all is free, preempt."""
         if self._kv.num_free_cells < count:
-            for holding in self._kv.evictable(sequence.share, self._queue.weights()):
+            for holding in self._kv.evictable(sequence.share, self._accounts.weights()):
                 self._evict(holding)
                 if self._kv.num_free_cells >= count:
                     break
@@ -296,7 +310,7 @@ class Scheduler:
             victim = self._victim()
             if victim is sequence and not chunks and len(self._holders()) == 1:
                 # It is alone and fits the pool: what others keep at their floor gives way.
-                residents = self._kv.evictable(sequence.share, self._queue.weights(), breaks_floors=True)
+                residents = self._kv.evictable(sequence.share, self._accounts.weights(), breaks_floors=True)
                 self._evict(residents[0])
                 continue
             chunks.pop(victim.key, None)
@@ -308,7 +322,7 @@ class Scheduler:
     def _victim(self) -> Sequence:
         """The most recent sequence of the tenant furthest ahead, among those that hold cells."""
         return max(
-            self._holders(), key=lambda one: (self._queue.virtual_time(one.share.tenant_id), one.arrival)
+            self._holders(), key=lambda one: (self._accounts.virtual_time(one.share.tenant_id), one.arrival)
         )
 
     def _holders(self) -> list[Sequence]:
@@ -331,7 +345,7 @@ class Scheduler:
         for chunk in plan.chunks:
             self._operations += self._kv.shrink(chunk.sequence, chunk.sequence.num_computed)
         sequence = plan.chunks[0].sequence
-        residents = self._kv.evictable(sequence.share, self._queue.weights())
+        residents = self._kv.evictable(sequence.share, self._accounts.weights())
         if residents:
             self._evict(residents[0])
         elif len(plan.chunks) > 1:
@@ -347,7 +361,7 @@ class Scheduler:
         if num_new:
             sequence.num_charged = sequence.num_computed
             work = DECODE_WORK if chunk.is_decode else PREFILL_WORK
-            self._queue.charge(sequence.share.tenant_id, work * num_new)
+            self._accounts.charge(sequence.share.tenant_id, work * num_new)
 
     def _take_token(self, sequence: Sequence, token: int) -> Advance:
         sequence.append(token)

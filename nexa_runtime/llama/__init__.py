@@ -1,18 +1,22 @@
 """llama.cpp behind typed, guarded Python: the only room that imports ``llama_cpp``."""
 
 from nexa_runtime.llama.context import Batch, Context, ContextParams, DecodeStatus
+from nexa_runtime.llama.embedding import MAX_INPUTS, EmbeddingContext, normalised
 from nexa_runtime.llama.model import Model
 from nexa_runtime.llama.sampler import Sampler, SamplingParams, sample_greedy
 from nexa_runtime.llama.vocab import Vocab
 
 __all__ = [
+    "MAX_INPUTS",
     "Batch",
     "Context",
     "ContextParams",
     "DecodeStatus",
+    "EmbeddingContext",
     "Model",
     "Sampler",
     "SamplingParams",
     "Vocab",
+    "normalised",
     "sample_greedy",
 ]

@@ -106,6 +106,13 @@ class Batch:
         self.num_rows = end
         self.raw.n_tokens = end
 
+    def mark_all(self) -> None:
+        """Ask for an output of every row, as pooled embeddings need."""
+        if self.num_rows > self.max_outputs:
+            raise LlamaGuardError(f"more than {self.max_outputs} outputs in a batch")
+        self._outputs[: self.num_rows] = 1
+        self.num_outputs = self.num_rows
+
 
 class Context:
     """One context with a unified KV cache: any sequence may use any cell.

@@ -32,6 +32,8 @@ class Model:
         if C.llama_model_has_encoder(pointer):
             raise ModelFileError(path, "it has an encoder; only decoder models are served")
         self.vocab = Vocab(vocab)
+        self.embedding_size: int = C.llama_model_n_embd_out(pointer)
+        """Length of an embedding."""
         self.num_layers: int = C.llama_model_n_layer(pointer)
         self.context_tokens: int = C.llama_model_n_ctx_train(pointer)
         """Longest sequence the model was made for, in tokens."""
@@ -66,6 +68,22 @@ class Model:
         return self.metadata.get("tokenizer.chat_template")
 
     @property
+    def is_encoder(self) -> bool:
+        """Whether the model only reads (bert and its kin): it embeds and cannot generate."""
+        return self.metadata.get(f"{self.architecture}.attention.causal") == "false"
+
+    @property
+    def pooling_type(self) -> int:
+        """llama.cpp's ``LLAMA_POOLING_TYPE_*`` of the file; the mean where it names none."""
+        number = int(self.metadata.get(f"{self.architecture}.pooling_type", 0))
+        return number if number > 0 else C.LLAMA_POOLING_TYPE_MEAN
+
+    @property
+    def architecture(self) -> str:
+        """Such as ``llama``."""
+        return self.metadata.get("general.architecture", "")
+
+    @property
     def name(self) -> str:
         """What the file calls itself, or its file name without the ending."""
         return self.metadata.get("general.name") or self.path.stem
@@ -73,7 +91,7 @@ class Model:
     @property
     def kv_cell_bytes(self) -> int:
         """Memory of one KV cell over all layers, in bytes, for F16 keys and values; at most this."""
-        arch = self.metadata.get("general.architecture", "")
+        arch = self.architecture
         heads: int = max(C.llama_model_n_head(self.pointer), 1)
         kv_heads: int = max(C.llama_model_n_head_kv(self.pointer), 1)
         head_size: int = max(C.llama_model_n_embd(self.pointer) // heads, 1)

@@ -22,8 +22,10 @@ from nexa_runtime.config import ServerSettings, ServingSettings
 from nexa_runtime.errors import ConfigError, NexaError
 from nexa_runtime.server.errors import on_http_error, on_nexa_error
 from nexa_runtime.server.middleware import RequestMiddleware
-from nexa_runtime.server.routes import generate, health, models
+from nexa_runtime.server.routes import embed, generate, health, models
 from nexa_runtime.server.services import Services, State
+from nexa_runtime.serving.dispatcher import Dispatcher
+from nexa_runtime.serving.embedding import EmbeddingService
 from nexa_runtime.serving.generation import GenerationService
 from nexa_runtime.serving.pool import ModelPool
 
@@ -37,15 +39,18 @@ _GRACEFUL_S = 10
 
 
 class App(Starlette):
-    """The ASGI application. ``service`` ends the engine before connections are closed."""
+    """The ASGI application. ``dispatcher`` ends the engine before connections are closed."""
 
     def __init__(self, pool: ModelPool, serving: ServingSettings, server: ServerSettings) -> None:
-        self.service = GenerationService(pool, serving)
-        self._services = Services(self.service, server)
+        self.dispatcher = Dispatcher(pool, serving)
+        self._services = Services(
+            self.dispatcher, GenerationService(self.dispatcher), EmbeddingService(self.dispatcher), server
+        )
         super().__init__(
             routes=[
                 Route("/v1/chat/completions", generate.chat_completions, methods=["POST"]),
                 Route("/v1/completions", generate.completions, methods=["POST"]),
+                Route("/v1/embeddings", embed.embeddings, methods=["POST"]),
                 Route("/v1/models", models.list_models),
                 Route("/v1/models/{name:path}", models.get_model),
                 Route("/health", health.health),
@@ -58,12 +63,12 @@ class App(Starlette):
 
     @asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[State]:
-        self.service.start()
+        self.dispatcher.start()
         try:
             yield {"services": self._services}
         finally:
-            await self.service.stop()
-            await self.service.close()
+            await self.dispatcher.stop()
+            await self.dispatcher.close()
 
 
 class Server(uvicorn.Server):
@@ -104,7 +109,7 @@ class Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        await self._app.service.stop()
+        await self._app.dispatcher.stop()
         await super().shutdown(sockets)
 
 

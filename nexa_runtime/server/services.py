@@ -6,6 +6,8 @@ from typing import TypedDict, cast
 from starlette.requests import Request
 
 from nexa_runtime.config import ServerSettings
+from nexa_runtime.serving.dispatcher import Dispatcher
+from nexa_runtime.serving.embedding import EmbeddingService
 from nexa_runtime.serving.generation import GenerationService
 
 
@@ -13,7 +15,9 @@ from nexa_runtime.serving.generation import GenerationService
 class Services:
     """The layer below, and the server's own settings."""
 
+    dispatcher: Dispatcher
     generation: GenerationService
+    embedding: EmbeddingService
     settings: ServerSettings
 
 

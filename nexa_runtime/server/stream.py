@@ -8,9 +8,9 @@ refusal is a real status; from then on comments keep the connection alive and a 
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import orjson
 from sse_starlette import EventSourceResponse
@@ -23,6 +23,8 @@ from nexa_runtime.engine.sequence import FinishReason
 from nexa_runtime.errors import ClientDisconnectedError, NexaError
 from nexa_runtime.server.errors import error_body, json_response
 from nexa_runtime.serving.generation import Generation, Usage
+
+ResultT = TypeVar("ResultT")
 
 WITHHOLD_S = 10.0
 KEEP_ALIVE_S = 10.0
@@ -56,7 +58,7 @@ async def respond(
     try:
         texts = [""] * generation.num_choices
         reasons = [FinishReason.ABORT] * generation.num_choices
-        async with _watch_client(request, generation):
+        async with _watch_client(request, lambda: generation.fail(ClientDisconnectedError())):
             async for batch in generation.deltas():
                 for delta in batch:
                     texts[delta.index] += delta.text
@@ -67,12 +69,25 @@ async def respond(
         generation.close()
 
 
+async def while_connected(request: Request, work: Coroutine[None, None, ResultT]) -> ResultT:
+    """The result of ``work``, which is cancelled when the client leaves; then ``ClientDisconnectedError``."""
+    task = asyncio.ensure_future(work)
+    async with _watch_client(request, task.cancel):
+        try:
+            return await task
+        except asyncio.CancelledError:
+            if task.cancelled() and not _is_cancelling():
+                raise ClientDisconnectedError from None
+            task.cancel()
+            raise
+
+
 async def stream(
     request: Request, generation: Generation, writer: Writer, headers: dict[str, str], *, wants_usage: bool
 ) -> Response:
     """A stream of events, once the first token is there. Raises what ends the request before that."""
     try:
-        async with _watch_client(request, generation):
+        async with _watch_client(request, lambda: generation.fail(ClientDisconnectedError())):
             await generation.wait_first(WITHHOLD_S)
     except BaseException:
         generation.close()
@@ -116,14 +131,19 @@ def _frame(content: Mapping[str, object]) -> bytes:
     return b"data: " + orjson.dumps(content) + b"\n\n"
 
 
+def _is_cancelling() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
 @asynccontextmanager
-async def _watch_client(request: Request, generation: Generation) -> AsyncIterator[None]:
-    """While inside, the generation fails with ``ClientDisconnectedError`` as soon as the client is gone."""
+async def _watch_client(request: Request, on_leave: Callable[[], object]) -> AsyncIterator[None]:
+    """While inside, ``on_leave`` is called as soon as the client is gone."""
 
     async def watch() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
-        generation.fail(ClientDisconnectedError())
+        on_leave()
 
     task = asyncio.create_task(watch())
     try:

@@ -3,9 +3,6 @@
 Owns the way from messages or prompts to running sequences, and the way back of their text.
 ``GenerationService`` lives on the event loop; prompts are rendered and tokenized in worker threads. It knows
 no wire format: ``server/routes`` and ``cli`` call it.
-
-The thread border is here: the engine publishes each step's deltas once, ``_dispatch`` sorts them on the event
-loop.
 """
 
 import asyncio
@@ -17,29 +14,26 @@ from dataclasses import dataclass, field, replace
 import anyio
 import numpy as np
 import numpy.typing as npt
-from anyio.to_thread import run_sync
 
 from nexa_runtime.chat.messages import Message
-from nexa_runtime.config import ServingSettings
-from nexa_runtime.engine.engine import Delta, GenerationRequest
+from nexa_runtime.engine.engine import News
+from nexa_runtime.engine.generation_lane import Delta, GenerationRequest
 from nexa_runtime.engine.sequence import FinishReason, TenantShare
 from nexa_runtime.errors import (
     ContextLengthError,
     InvalidRequestError,
     NexaError,
-    QueueFullError,
     RequestTimeoutError,
-    ShuttingDownError,
 )
 from nexa_runtime.llama import SamplingParams, Vocab
-from nexa_runtime.serving.pool import LoadedModel, ModelPool
+from nexa_runtime.serving.dispatcher import Dispatcher
+from nexa_runtime.serving.pool import Kind, LoadedModel
 from nexa_runtime.telemetry import get_logger
 
 Tokens = npt.NDArray[np.int32]
 Prompt = str | Sequence[int]
 
-_DEFAULT_TENANT = TenantShare("demo")
-_NUM_PROMPT_THREADS = 4
+DEFAULT_TENANT = TenantShare("demo")
 
 _log = get_logger("serving")
 
@@ -104,13 +98,14 @@ class Generation:
 
     def __init__(
         self,
+        dispatcher: Dispatcher,
         *,
         model: LoadedModel,
         model_name: str,
         prompt_tokens: Sequence[int],
         clamped_max_tokens: int | None,
-        on_close: Callable[["Generation"], None],
     ) -> None:
+        self._dispatcher = dispatcher
         self.model = model
         self.model_name = model_name
         """The name that the client used, or the model's id."""
@@ -123,7 +118,6 @@ class Generation:
         self._num_new = [0] * self.num_choices
         self._num_open = self.num_choices
         self._inbox = _Inbox()
-        self._on_close = on_close
         self._is_closed = False
         self._timer: asyncio.TimerHandle | None = None
         self._opened_at = time.monotonic()
@@ -167,7 +161,9 @@ class Generation:
         if self._timer is not None:
             self._timer.cancel()
         self._abort()
-        self._on_close(self)
+        for key in self.keys:
+            self._dispatcher.disconnect(key)
+        self._dispatcher.leave(self.num_choices)
         _log.info(
             "generation",
             model=self.model_name,
@@ -180,15 +176,17 @@ class Generation:
             total_ms=round((time.monotonic() - self._opened_at) * 1e3, 1),
         )
 
-    def start(self, requests: Sequence[GenerationRequest], timeout_s: float) -> None:
-        """Hand the sequences to the engine; after ``timeout_s`` seconds they are aborted."""
+    def start(self, requests: Sequence[GenerationRequest]) -> None:
+        """Hand the sequences to the engine; when the request's time is over they are aborted."""
+        timeout_s = self._dispatcher.settings.request_timeout_s
         expire = RequestTimeoutError(timeout_s)
         self._timer = asyncio.get_running_loop().call_later(timeout_s, self.fail, expire)
         for key, request in zip(self.keys, requests, strict=True):
+            self._dispatcher.connect(key, self._take)
             self.model.engine.submit(key, request)
 
-    def take(self, delta: Delta) -> None:
-        """Take in what the engine says. On the event loop."""
+    def _take(self, delta: News) -> None:
+        assert isinstance(delta, Delta)
         index = self._index[delta.key]
         self._num_new[index] = delta.num_new_tokens
         self.usage.completion_tokens = sum(self._num_new)
@@ -214,63 +212,22 @@ class Generation:
 
 
 class GenerationService:
-    """Opens generations. Made and used on one event loop; ``start`` before the first."""
+    """Opens generations, on the dispatcher's event loop."""
 
-    def __init__(self, pool: ModelPool, settings: ServingSettings) -> None:
-        self._pool = pool
-        self._settings = settings
-        self._open: dict[int, Generation] = {}
-        self._num_admitted = 0
-        self._is_stopping = False
-        self._threads = anyio.CapacityLimiter(_NUM_PROMPT_THREADS)
-
-    @property
-    def pool(self) -> ModelPool:
-        """The models served."""
-        return self._pool
-
-    @property
-    def num_open(self) -> int:
-        """Sequences of requests that are not closed."""
-        return len(self._open)
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether requests are taken."""
-        return not self._is_stopping
-
-    def start(self) -> None:
-        """Start the engines; their deltas come to the running event loop."""
-        loop = asyncio.get_running_loop()
-
-        def publish(deltas: list[Delta]) -> None:
-            loop.call_soon_threadsafe(self._dispatch, deltas)
-
-        for model in self._pool.models():
-            model.engine.start(publish)
-
-    async def stop(self) -> None:
-        """End every request with ``ShuttingDownError`` and take no more. A second call does nothing."""
-        self._is_stopping = True
-        await run_sync(self._pool.stop)
-
-    async def close(self) -> None:
-        """After ``stop``: free the models, once no worker thread tokenizes any more."""
-        for _ in range(_NUM_PROMPT_THREADS):
-            await self._threads.acquire_on_behalf_of(object())
-        await run_sync(self._pool.close)
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        self._dispatcher = dispatcher
 
     async def open_chat(self, messages: Sequence[Message], options: GenerationOptions) -> Generation:
-        """Start the answer to a conversation. Raises ``RequestError``, ``QueueFullError``,
-        ``ShuttingDownError``.
+        """Start the answer to a conversation.
+
+        Raises ``RequestError``, ``QueueFullError``, ``ShuttingDownError``.
         """
-        model = self._pool.resolve(options.model)
+        model = self._dispatcher.pool.resolve(options.model, Kind.CHAT)
+        vocab = model.model.vocab
 
         def tokenize() -> list[Tokens]:
             prompt = model.template.render(messages)
-            return [
-                _with_bos(model.model.vocab, model.model.vocab.tokenize_guarded(prompt.text, prompt.guard))
-            ]
+            return [_with_bos(vocab, vocab.tokenize_guarded(prompt.text, prompt.guard))]
 
         return await self._start(model, 1, tokenize, options, param="messages")
 
@@ -279,10 +236,10 @@ class GenerationService:
 
         A text prompt is the client's own template: control tokens that it spells out are control tokens.
         """
-        model = self._pool.resolve(options.model)
+        model = self._dispatcher.pool.resolve(options.model, Kind.COMPLETION)
 
         def tokenize() -> list[Tokens]:
-            return [_prompt_tokens(model.model.vocab, prompt) for prompt in prompts]
+            return [prompt_tokens(model.model.vocab, prompt, param="prompt") for prompt in prompts]
 
         return await self._start(model, len(prompts), tokenize, options, param="prompt")
 
@@ -294,44 +251,33 @@ class GenerationService:
         options: GenerationOptions,
         param: str,
     ) -> Generation:
-        self._admit(model, num_choices)
+        self._dispatcher.admit(model, num_choices)
         try:
             _check_bias(model.model.vocab, options)
-            prompts = await run_sync(tokenize, limiter=self._threads)
+            prompts = await self._dispatcher.prepare(tokenize)
             requests = [self._request(model, prompt, options, param) for prompt in prompts]
         except BaseException:
-            self._num_admitted -= num_choices
+            self._dispatcher.leave(num_choices)
             raise
         longest = max(request.max_new_tokens for request in requests)
         asked = options.max_tokens
         generation = Generation(
+            self._dispatcher,
             model=model,
             model_name=options.model or model.id,
             prompt_tokens=[len(prompt) for prompt in prompts],
             clamped_max_tokens=longest if asked is not None and longest < asked else None,
-            on_close=self._forget,
         )
-        self._open.update(dict.fromkeys(generation.keys, generation))
         try:
-            generation.start(requests, self._settings.request_timeout_s)
+            generation.start(requests)
         except NexaError:
             generation.close()
             raise
         return generation
 
-    def _admit(self, model: LoadedModel, num_choices: int) -> None:
-        """The cheap check first: a full box neither renders nor tokenizes."""
-        if self._is_stopping:
-            raise ShuttingDownError
-        if self._num_admitted + num_choices > model.slots + self._settings.max_queue:
-            raise QueueFullError(self._settings.max_queue)
-        self._num_admitted += num_choices
-
     def _request(
         self, model: LoadedModel, prompt: Tokens, options: GenerationOptions, param: str
     ) -> GenerationRequest:
-        if not len(prompt):
-            raise InvalidRequestError("The prompt has no tokens.", param=param)
         room = model.max_sequence_tokens - len(prompt)
         if room < 1:
             raise ContextLengthError(
@@ -343,33 +289,29 @@ class GenerationService:
         sampling = options.sampling(model.sampling)
         if options.ignore_eos:
             sampling = replace(sampling, banned=model.model.vocab.eog_tokens)
+        default = self._dispatcher.settings.default_max_tokens
         return GenerationRequest(
             prompt=prompt,
-            max_new_tokens=min(options.max_tokens or self._settings.default_max_tokens or room, room),
+            max_new_tokens=min(options.max_tokens or default or room, room),
             sampling=sampling,
-            share=_DEFAULT_TENANT,
-            cache_namespace=f"{_DEFAULT_TENANT.tenant_id}/{model.id}",
+            share=DEFAULT_TENANT,
+            cache_namespace=f"{DEFAULT_TENANT.tenant_id}/{model.id}",
             stops=options.stops,
             ignore_eos=options.ignore_eos,
         )
 
-    def _forget(self, generation: Generation) -> None:
-        for key in generation.keys:
-            self._open.pop(key, None)
-        self._num_admitted -= generation.num_choices
 
-    def _dispatch(self, deltas: list[Delta]) -> None:
-        for delta in deltas:
-            if (generation := self._open.get(delta.key)) is not None:
-                generation.take(delta)
-
-
-def _prompt_tokens(vocab: Vocab, prompt: Prompt) -> Tokens:
+def prompt_tokens(vocab: Vocab, prompt: Prompt, *, param: str) -> Tokens:
+    """A client's own text or token ids as tokens, at least one. Raises ``InvalidRequestError``."""
     if isinstance(prompt, str):
-        return vocab.tokenize(prompt, parse_special=True, add_special=True)
-    if prompt and not 0 <= min(prompt) <= max(prompt) < vocab.size:
-        raise InvalidRequestError(f"Token ids of this model are 0 to {vocab.size - 1}.", param="prompt")
-    return np.array(prompt, dtype=np.int32)
+        tokens = vocab.tokenize(prompt, parse_special=True, add_special=True)
+    elif prompt and not 0 <= min(prompt) <= max(prompt) < vocab.size:
+        raise InvalidRequestError(f"Token ids of this model are 0 to {vocab.size - 1}.", param=param)
+    else:
+        tokens = np.array(prompt, dtype=np.int32)
+    if not len(tokens):
+        raise InvalidRequestError(f"{param} has no tokens.", param=param)
+    return tokens
 
 
 def _with_bos(vocab: Vocab, tokens: Tokens) -> Tokens:

@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
-from nexa_runtime.engine.engine import Delta, Engine, GenerationRequest
+from nexa_runtime.engine.engine import Engine, News
+from nexa_runtime.engine.fair_queue import Accounts
+from nexa_runtime.engine.generation_lane import Delta, GenerationLane, GenerationRequest
 from nexa_runtime.engine.kv_cache import KvCache
 from nexa_runtime.engine.runner import Runner
 from nexa_runtime.engine.scheduler import MIN_SHARED_TOKENS, Scheduler
@@ -63,14 +65,15 @@ class Harness:
         self.context = FaultyContext(model, ContextParams(num_cells, ids, step_tokens, ids, 2))
         self.runner = Runner(self.context)
         cache = KvCache(num_ids=ids, num_cells=self.context.num_cells)
-        self.scheduler = Scheduler(slots=slots, step_tokens=step_tokens, kv_cache=cache)
-        self.engine = Engine(runner=self.runner, scheduler=self.scheduler, vocab=model.vocab)
+        self.scheduler = Scheduler(slots=slots, step_tokens=step_tokens, kv_cache=cache, accounts=Accounts())
+        self.lane = GenerationLane(runner=self.runner, scheduler=self.scheduler, vocab=model.vocab)
+        self.engine = Engine(generation=self.lane, embedding=None)
         self.deltas: list[Delta] = []
         self.num_calls = 0
         self.engine._publish = self.publish
 
-    def publish(self, deltas: list[Delta]) -> None:
-        self.deltas += deltas
+    def publish(self, news: list[News]) -> None:
+        self.deltas += [item for item in news if isinstance(item, Delta)]
         self.num_calls += 1
 
     def prompt(self, question: str) -> Tokens:
@@ -110,7 +113,7 @@ class Harness:
         stats = self.scheduler.stats()
         assert (stats.num_running, stats.num_waiting) == (0, 0)
         assert books_agree(self.engine)
-        assert not self.engine._live
+        assert not self.lane.num_live
 
     def close(self) -> None:
         self.engine.stop()
@@ -224,7 +227,7 @@ def test_kv_that_a_failure_took_is_computed_again(harness: Harness) -> None:
     for _ in range(3):
         harness.engine.step()
     before = harness.text(key)
-    sequence, _ = harness.engine._live[key]
+    sequence, _ = harness.lane._live[key]
     assert sequence.sequence_id is not None
     harness.context.remove(sequence.sequence_id)
     harness.context.faults = [DecodeStatus.COMPUTE_FAILED]
@@ -256,7 +259,7 @@ def test_requests_with_one_system_prompt_compute_it_once(make: Callable[..., Har
     harness.run()
     cached = [harness.end(key).num_cached_tokens for key in keys]
     assert sum(count > shared - MIN_SHARED_TOKENS for count in cached) == 7
-    assert harness.engine.totals.num_prefill_rows == sum(lengths) - sum(cached)
+    assert harness.lane.totals.num_prefill_rows == sum(lengths) - sum(cached)
     harness.check_idle()
 
 
@@ -374,7 +377,7 @@ def test_batched_answers_equal_those_given_alone(make: Callable[..., Harness], m
     together = make(slots=8, step_tokens=64)
     keys = [together.submit(question) for question in QUESTIONS]
     together.run()
-    assert together.engine.totals.num_mixed_steps > 0
+    assert together.lane.totals.num_mixed_steps > 0
     for question, key in zip(QUESTIONS, keys, strict=True):
         alone = make(slots=1)
         only = alone.submit(question)

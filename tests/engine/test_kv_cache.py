@@ -1,27 +1,118 @@
-"""Ids and cells are promised, kept and given back."""
+"""The books of ids and cells: prefixes are matched, shared, kept and evicted."""
 
-from nexa_runtime.engine.kv_cache import KvCache
+import numpy as np
+import pytest
+
+from nexa_runtime.engine.kv_cache import KvCache, Reuse, common_prefix
+from nexa_runtime.engine.sequence import CopyPrefix, Sequence, SequenceState, TenantShare, Truncate
 
 
-def test_an_id_comes_only_with_all_its_cells() -> None:
+def make(key: int, prompt: list[int], *, tenant: str = "a", floor: int = 0) -> Sequence:
+    return Sequence(
+        key,
+        np.array(prompt, dtype=np.int32),
+        max_new_tokens=10,
+        share=TenantShare(tenant, cache_floor_cells=floor),
+        cache_namespace=tenant,
+    )
+
+
+def run(cache: KvCache, sequence: Sequence) -> None:
+    """Compute all that a sequence knows."""
+    cache.attach(sequence, cache.match(sequence))
+    sequence.state = SequenceState.RUNNING
+    cache.grow(sequence, sequence.num_pending)
+    sequence.num_computed = sequence.num_known
+
+
+def end(cache: KvCache, sequence: Sequence) -> None:
+    cache.release(sequence)
+    sequence.state = SequenceState.FINISHED
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "length"),
+    [([], [], 0), ([1], [2], 0), ([1, 2], [1, 2], 2), ([1, 2, 3], [1, 2, 4], 2), ([5, 2], [1, 2], 0)],
+)
+def test_common_prefix(left: list[int], right: list[int], length: int) -> None:
+    assert common_prefix(np.array(left, dtype=np.int32), np.array(right, dtype=np.int32)) == length
+
+
+def test_what_has_ended_stays_and_is_matched_but_for_the_last_token() -> None:
     cache = KvCache(num_ids=4, num_cells=100)
-    first = cache.reserve(60)
-    assert first == 0
-    assert cache.reserve(41) is None
-    assert cache.reserve(40) == 1
-    cache.check_integrity({0: 60, 1: 10})
+    first = make(1, [1, 2, 3, 4])
+    run(cache, first)
+    end(cache, first)
+    match = cache.match(make(2, [1, 2, 3, 4]))
+    assert match.num_tokens == 3
+    assert cache.match(make(3, [1, 2, 3, 4, 5])).num_tokens == 4
+    assert cache.match(make(4, [9, 2])).holding is None
+    cache.check_integrity([])
 
 
-def test_there_is_no_id_beyond_the_last() -> None:
-    cache = KvCache(num_ids=2, num_cells=100)
-    assert [cache.reserve(1) for _ in range(3)] == [0, 1, None]
+def test_a_resident_that_is_matched_whole_is_taken_over() -> None:
+    cache = KvCache(num_ids=4, num_cells=100)
+    first = make(1, [1, 2, 3])
+    run(cache, first)
+    end(cache, first)
+    second = make(2, [1, 2, 3, 4])
+    assert cache.attach(second, cache.match(second)) == []
+    assert (second.sequence_id, second.num_computed) == (0, 3)
+    assert cache.num_resident_ids == 0
 
 
-def test_a_released_id_is_reused_lowest_first() -> None:
-    cache = KvCache(num_ids=3, num_cells=100)
-    for _ in range(3):
-        cache.reserve(10)
-    cache.release(2)
-    cache.release(0)
-    assert cache.num_reserved_cells == 10
-    assert cache.reserve(5) == 0
+def test_a_partial_match_is_copied_and_its_cells_count_once() -> None:
+    cache = KvCache(num_ids=4, num_cells=100)
+    first = make(1, [1, 2, 3, 4])
+    run(cache, first)
+    second = make(2, [1, 2, 9])
+    assert cache.attach(second, cache.match(second)) == [CopyPrefix(0, 1, 2)]
+    second.state = SequenceState.RUNNING
+    assert cache.num_free_cells == 96
+    cache.grow(second, 1)
+    second.num_computed = 3
+    cache.check_integrity([first, second])
+    assert cache.drop_sequence(first) == [Truncate(0, 0)]
+    assert cache.num_free_cells == 97
+    cache.check_integrity([second])
+
+
+def test_planned_tokens_are_not_there_yet() -> None:
+    cache = KvCache(num_ids=4, num_cells=100)
+    first = make(1, [1, 2, 3, 4])
+    cache.attach(first, cache.match(first))
+    cache.grow(first, 4)
+    assert cache.match(make(2, [1, 2, 3, 4, 5])).num_tokens == 0
+
+
+def test_a_state_that_is_one_piece_is_reused_whole_or_not_at_all() -> None:
+    cache = KvCache(num_ids=4, num_cells=100, reuse=Reuse.WHOLE)
+    first = make(1, [1, 2, 3])
+    run(cache, first)
+    end(cache, first)
+    assert cache.match(make(2, [1, 2, 9])).num_tokens == 0
+    assert cache.match(make(3, [1, 2, 3])).num_tokens == 0
+    assert cache.match(make(4, [1, 2, 3, 4])).num_tokens == 3
+
+
+def test_other_namespaces_are_not_seen() -> None:
+    cache = KvCache(num_ids=4, num_cells=100)
+    run(cache, make(1, [1, 2, 3], tenant="a"))
+    assert cache.match(make(2, [1, 2, 3, 4], tenant="b")).num_tokens == 0
+
+
+def test_eviction_order() -> None:
+    cache = KvCache(num_ids=8, num_cells=60)
+    big = [make(key, [key * 10 + index for index in range(20)], tenant="big") for key in (1, 2)]
+    mine = make(3, [1000, 1001], tenant="mine")
+    other = make(4, [2000, 2001], tenant="other")
+    safe = make(5, [3000, 3001], tenant="safe", floor=5)
+    for sequence in (safe, other, mine, *big):
+        run(cache, sequence)
+        end(cache, sequence)
+    weights = dict.fromkeys(["big", "mine", "other", "safe"], 1.0)
+    order = [holding.sequence.key for holding in cache.evictable(TenantShare("mine"), weights)]
+    assert order == [1, 2, 3, 4]
+    with_floors = cache.evictable(TenantShare("mine"), weights, breaks_floors=True)
+    assert [holding.sequence.key for holding in with_floors] == [1, 2, 3, 4, 5]
+    assert [one.sequence.key for one in cache.evictable(TenantShare("safe"), weights)] == [1, 2, 5, 4, 3]

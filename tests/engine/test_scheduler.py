@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nexa_runtime.engine.fair_queue import Accounts
 from nexa_runtime.engine.kv_cache import KvCache, Reuse
 from nexa_runtime.engine.scheduler import MIN_PREFILL_TOKENS, PrefillBudget, Scheduler
 from nexa_runtime.engine.sequence import (
@@ -48,7 +49,7 @@ def make_sequence(
 
 def make_scheduler(*, slots: int = 2, step_tokens: int = 64, num_cells: int = 1000) -> Scheduler:
     cache = KvCache(num_ids=2 * slots, num_cells=num_cells)
-    return Scheduler(slots=slots, step_tokens=step_tokens, kv_cache=cache)
+    return Scheduler(slots=slots, step_tokens=step_tokens, kv_cache=cache, accounts=Accounts())
 
 
 def next_token(sequence: Sequence) -> int:
@@ -321,7 +322,7 @@ def test_random_schedules_lose_nothing(
     fault_at: dict[int, str],
 ) -> None:
     cache = KvCache(num_ids=2 * slots, num_cells=num_cells, reuse=reuse)
-    scheduler = Scheduler(slots=slots, step_tokens=step_tokens, kv_cache=cache)
+    scheduler = Scheduler(slots=slots, step_tokens=step_tokens, kv_cache=cache, accounts=Accounts())
     runner = FakeRunner(num_cells)
     sequences = [shared_sequence(key, *one[:5]) for key, one in enumerate(asked, start=1)]
     for step in range(3000):

@@ -40,11 +40,11 @@ def test_32_clients_on_8_slots_get_the_answers_they_get_alone(make_server: Any) 
     assert len(questions) == 32
     alone = [ask(server.url, question) for question in questions]
     assert wait_until(server.is_idle)
-    num_mixed = server.engine.totals.num_mixed_steps
+    num_mixed = server.totals.num_mixed_steps
     with ThreadPoolExecutor(32) as pool:
         together = list(pool.map(lambda question: stream(server, question), questions))
-    assert server.engine.totals.num_mixed_steps > num_mixed
-    assert server.engine.totals.max_sequences == 8
+    assert server.totals.num_mixed_steps > num_mixed
+    assert server.totals.max_sequences == 8
     for question, left, right in zip(questions, together, alone, strict=True):
         prompt = server.loaded.template.render([Message(Role.USER, question)])
         tokens = server.loaded.model.vocab.tokenize(prompt.text, parse_special=True)

@@ -45,8 +45,8 @@ def test_abort(server: LiveServer) -> None:
     with server.stream("Hello", **LONG) as stream:
         events = stream.events()
         next(events)
-        (generation,) = server.app.service._open.values()
-        generation.model.engine.abort(generation.keys[0])
+        (key,) = server.app.dispatcher._receivers
+        server.engine.abort(key)
         last = list(events)[-2:]
     assert last[0]["choices"][0]["finish_reason"] == "abort"
     assert last[1] == "[DONE]"
@@ -55,6 +55,7 @@ def test_abort(server: LiveServer) -> None:
 
 def test_error_in_the_middle_is_an_error_frame_and_then_the_end(server: LiveServer) -> None:
     context = server.loaded.context
+    assert context is not None
     decode = context.decode
     with server.stream("Hello", **LONG) as stream:
         events = stream.events()
@@ -75,6 +76,7 @@ def test_error_in_the_middle_is_an_error_frame_and_then_the_end(server: LiveServ
 
 def test_error_before_the_first_token_is_a_real_status(server: LiveServer) -> None:
     context = server.loaded.context
+    assert context is not None
     decode = context.decode
     context.decode = lambda batch: DecodeStatus.COMPUTE_FAILED  # type: ignore[method-assign]
     try:
@@ -114,7 +116,7 @@ def test_shutdown_refuses_what_waits(make_server: Any) -> None:
     threads = [threading.Thread(target=ask) for _ in range(3)]
     for thread in threads:
         thread.start()
-    assert wait_until(lambda: server.app.service.num_open == 3)
+    assert wait_until(lambda: server.app.dispatcher.num_open == 3)
     server.stop()
     for thread in threads:
         thread.join()
@@ -171,6 +173,6 @@ def test_disconnect_in_the_queue(make_server: Any) -> None:
         next(first.events())
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=0.2)
-        assert wait_until(lambda: server.app.service.num_open == 1)
+        assert wait_until(lambda: server.app.dispatcher.num_open == 1)
         assert wait_until(lambda: server.engine.stats.num_waiting == 0)
     assert wait_until(server.is_idle)

@@ -16,7 +16,7 @@ MAX_STOPS = 16
 MAX_STOP_BYTES = 256
 MAX_LOGIT_BIAS = 1024
 
-RequestT = TypeVar("RequestT", bound="CommonRequest")
+RequestT = TypeVar("RequestT", bound="WireModel")
 
 Bias = Annotated[float, Field(ge=-100, le=100)]
 

@@ -73,6 +73,14 @@ COMPLETION: Mapping[str, Support] = _COMMON | {
     "suffix": Support.REFUSED,
 }
 
+EMBEDDING: Mapping[str, Support] = {
+    "input": Support.HONOURED,
+    "model": Support.HONOURED,
+    "encoding_format": Support.HONOURED,
+    "dimensions": Support.HONOURED,
+    "user": Support.HARMLESS,
+}
+
 _ASKS_FOR_NOTHING: Mapping[str, Callable[[object], bool]] = {
     "n": lambda value: value == 1,
     "best_of": lambda value: value == 1,

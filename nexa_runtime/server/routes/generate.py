@@ -7,6 +7,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from nexa_runtime.server.body import read_json_object
+from nexa_runtime.server.ignored import ignored_header
 from nexa_runtime.server.protocol.chat import ChatRequest, ChatWriter
 from nexa_runtime.server.protocol.common import CommonRequest, parse
 from nexa_runtime.server.protocol.completions import CompletionRequest, CompletionWriter
@@ -14,11 +15,6 @@ from nexa_runtime.server.protocol.parameters import CHAT, COMPLETION, split_fiel
 from nexa_runtime.server.services import services
 from nexa_runtime.server.stream import Writer, respond, stream
 from nexa_runtime.serving.generation import Generation
-from nexa_runtime.telemetry import get_logger
-
-_MAX_IGNORED_HEADER = 500
-
-_log = get_logger("server.generate")
 
 
 async def chat_completions(request: Request) -> Response:
@@ -44,19 +40,9 @@ async def completions(request: Request) -> Response:
 async def _answer(
     request: Request, wire: CommonRequest, generation: Generation, writer: Writer, unknown: list[str]
 ) -> Response:
-    headers = {}
-    if unknown:
-        headers["x-nexa-ignored"] = _header_list(unknown)
-        _log.info("ignored_fields", fields=unknown[:20])
+    headers = ignored_header(unknown)
     if generation.clamped_max_tokens is not None:
         headers["x-nexa-clamped"] = f"max_tokens={generation.clamped_max_tokens}"
     if wire.stream:
         return await stream(request, generation, writer, headers, wants_usage=wire.wants_usage)
     return await respond(request, generation, writer, headers)
-
-
-def _header_list(names: list[str]) -> str:
-    """Names for a header: what is not plain ASCII becomes ``?``, and a long list is cut."""
-    text = ", ".join(names).encode("ascii", "replace").decode()
-    printable = "".join(char if char.isprintable() else "?" for char in text)
-    return printable if len(printable) <= _MAX_IGNORED_HEADER else printable[:_MAX_IGNORED_HEADER] + "..."

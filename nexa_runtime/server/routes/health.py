@@ -16,14 +16,14 @@ async def health(_: Request) -> Response:
 
 async def readyz(request: Request) -> Response:
     """Whether requests are taken, and what the engine holds right now."""
-    generation = services(request).generation
-    model = generation.pool.default
+    dispatcher = services(request).dispatcher
+    model = dispatcher.pool.default
     body = {
-        "status": "ready" if generation.is_ready else "not ready",
+        "status": "ready" if dispatcher.is_ready else "not ready",
         "model": model.id,
         "slots": model.slots,
-        "kv_cells": model.context.num_cells,
-        "open_sequences": generation.num_open,
+        "kv_cells": model.num_cells,
+        "open_requests": dispatcher.num_open,
         "engine": asdict(model.engine.stats),
     }
-    return json_response(body, status=200 if generation.is_ready else 503)
+    return json_response(body, status=200 if dispatcher.is_ready else 503)

@@ -10,7 +10,7 @@ from nexa_runtime.serving.pool import LoadedModel
 
 async def list_models(request: Request) -> Response:
     """Every name that a model is served under."""
-    pool = services(request).generation.pool
+    pool = services(request).dispatcher.pool
     data = [_model_body(name, model) for model in pool.models() for name in model.names]
     return json_response({"object": "list", "data": data})
 
@@ -18,7 +18,7 @@ async def list_models(request: Request) -> Response:
 async def get_model(request: Request) -> Response:
     """One of these names."""
     name = request.path_params["name"]
-    return json_response(_model_body(name, services(request).generation.pool.resolve(name)))
+    return json_response(_model_body(name, services(request).dispatcher.pool.find(name)))
 
 
 def _model_body(name: str, model: LoadedModel) -> dict[str, object]:
@@ -27,5 +27,6 @@ def _model_body(name: str, model: LoadedModel) -> dict[str, object]:
         "object": "model",
         "created": model.created,
         "owned_by": "nexa-runtime",
-        "context_length": model.max_sequence_tokens,
+        "context_length": model.max_sequence_tokens or model.max_embedding_tokens,
+        "kinds": sorted(kind.value for kind in model.kinds),
     }

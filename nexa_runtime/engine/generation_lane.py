@@ -1,0 +1,207 @@
+"""The generating half of the engine: requests to sequences, sampled tokens to text.
+
+Owns each sequence's detokenizer and the bridge between requests and the scheduler. ``engine.py`` calls it, on
+the engine thread only.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from nexa_runtime.engine.detokenizer import Detokenizer
+from nexa_runtime.engine.runner import Runner
+from nexa_runtime.engine.scheduler import Scheduler, SchedulerStats
+from nexa_runtime.engine.sequence import Advance, FinishReason, Sequence, StepPlan, TenantShare, Tokens
+from nexa_runtime.errors import NexaError
+from nexa_runtime.llama import SamplingParams, Vocab
+from nexa_runtime.telemetry import get_logger
+
+_log = get_logger("engine")
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """One sequence to generate. ``prompt``: int32 of shape (n,), n ≥ 1; it fits the context (see
+    ``Sequence``).
+
+    ``ignore_eos``: end tokens are never chosen, so that it runs to ``max_new_tokens`` or a stop string.
+    """
+
+    prompt: Tokens
+    max_new_tokens: int
+    sampling: SamplingParams
+    share: TenantShare
+    cache_namespace: str
+    stops: tuple[str, ...] = ()
+    ignore_eos: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """News of one sequence: text, its end, or both. ``num_new_tokens`` sampled so far.
+
+    The last one of a sequence has ``finish_reason``; with ERROR, ``error`` says why. It also says how many of
+    the prompt's tokens were cached, and how long it waited for a slot, in seconds.
+    """
+
+    key: int
+    text: str
+    num_new_tokens: int
+    finish_reason: FinishReason | None = None
+    error: Exception | None = None
+    num_cached_tokens: int = 0
+    queue_s: float = 0.0
+
+
+Emit = Callable[[Delta], None]
+
+
+@dataclass(slots=True)
+class StepCounts:
+    """What steps were made of. ``max_sequences``: most in one step."""
+
+    num_steps: int = 0
+    num_mixed_steps: int = 0
+    num_prefill_rows: int = 0
+    num_decode_rows: int = 0
+    max_sequences: int = 0
+    step_s: float = 0.0
+
+    def add(self, plan: StepPlan, elapsed_s: float) -> None:
+        """Count one step."""
+        self.num_steps += 1
+        self.num_mixed_steps += plan.is_mixed
+        self.num_decode_rows += plan.num_decode_rows
+        self.num_prefill_rows += plan.num_rows - plan.num_decode_rows
+        self.max_sequences = max(self.max_sequences, len(plan.chunks))
+        self.step_s += elapsed_s
+
+
+class GenerationLane:
+    """Runs sequences on one context."""
+
+    def __init__(self, *, runner: Runner, scheduler: Scheduler, vocab: Vocab) -> None:
+        self.runner = runner
+        self.scheduler = scheduler
+        self._vocab = vocab
+        self._live: dict[int, tuple[Sequence, Detokenizer]] = {}
+        self._since_idle = StepCounts()
+        self.totals = StepCounts()
+        """All steps so far."""
+
+    @property
+    def num_live(self) -> int:
+        """Sequences that have not ended."""
+        return len(self._live)
+
+    def stats(self) -> SchedulerStats:
+        """Counts of this moment."""
+        return self.scheduler.stats()
+
+    def least_virtual_time(self) -> float | None:
+        """That of the tenant who is next here; None with nothing to do."""
+        return self.scheduler.least_virtual_time()
+
+    def open(self, key: int, request: GenerationRequest, emit: Emit) -> None:
+        """Put a request in line."""
+        sequence = Sequence(
+            key,
+            request.prompt,
+            max_new_tokens=request.max_new_tokens,
+            share=request.share,
+            cache_namespace=request.cache_namespace,
+            end_tokens=frozenset() if request.ignore_eos else self._vocab.eog_tokens,
+        )
+        try:
+            self.runner.open(sequence, request.sampling)
+        except NexaError as error:
+            emit(Delta(key, "", 0, FinishReason.ERROR, error))
+            return
+        self._live[key] = sequence, Detokenizer(self._vocab.pieces, request.stops)
+        self.scheduler.add(sequence, time.monotonic())
+
+    def abort(self, key: int, emit: Emit) -> None:
+        """End a sequence, if it lives."""
+        sequence = self.scheduler.abort(key)
+        if sequence is not None:
+            self._end(sequence, "", FinishReason.ABORT, None, emit)
+
+    def step(self, emit: Emit) -> bool:
+        """Schedule, execute, commit; False when there was nothing to do."""
+        plan = self.scheduler.schedule(time.monotonic())
+        if plan is None:
+            return False
+        result = self.runner.execute(plan)
+        for advance in self.scheduler.commit(plan, result):
+            self._take_advance(advance, emit)
+        if plan.chunks:
+            self._count(plan, result.elapsed_s)
+        return True
+
+    def fail_all(self, error: NexaError, emit: Emit) -> None:
+        """End whatever lives, and leave the context empty."""
+        for key, (sequence, _) in list(self._live.items()):
+            if self.scheduler.is_alive(key):
+                self.scheduler.finish(sequence, FinishReason.ERROR)
+            self._end(sequence, "", FinishReason.ERROR, error, emit)
+        self.scheduler.forget_residents()
+        self.runner.reset()
+
+    def log_idle(self) -> None:
+        """Say what was done since the engine was last idle."""
+        counts, self._since_idle = self._since_idle, StepCounts()
+        if not counts.num_steps:
+            return
+        stats = self.scheduler.stats()
+        _log.info(
+            "engine_idle",
+            steps=counts.num_steps,
+            mixed_steps=counts.num_mixed_steps,
+            prefill_rows=counts.num_prefill_rows,
+            decode_rows=counts.num_decode_rows,
+            max_sequences=counts.max_sequences,
+            busy_s=round(counts.step_s, 3),
+            preemptions=stats.num_preemptions,
+            evictions=stats.num_evictions,
+        )
+
+    def _take_advance(self, advance: Advance, emit: Emit) -> None:
+        sequence, reason = advance.sequence, advance.finish_reason
+        _, detokenizer = self._live[sequence.key]
+        text = detokenizer.feed(advance.token) if advance.token is not None else ""
+        if reason is not None or detokenizer.is_stopped:
+            text += detokenizer.flush()
+        if detokenizer.is_stopped:
+            if reason is None:
+                self.scheduler.finish(sequence, FinishReason.STOP)
+            reason = FinishReason.STOP
+        if reason is not None:
+            self._end(sequence, text, reason, advance.error, emit)
+        elif text:
+            emit(Delta(sequence.key, text, sequence.num_new))
+
+    def _end(
+        self,
+        sequence: Sequence,
+        text: str,
+        reason: FinishReason,
+        error: Exception | None,
+        emit: Emit,
+    ) -> None:
+        self.runner.close(sequence)
+        del self._live[sequence.key]
+        started_at = time.monotonic() if sequence.started_at is None else sequence.started_at
+        queue_s = started_at - sequence.queued_at
+        emit(Delta(sequence.key, text, sequence.num_new, reason, error, sequence.num_cached, queue_s))
+
+    def _count(self, plan: StepPlan, elapsed_s: float) -> None:
+        self.totals.add(plan, elapsed_s)
+        self._since_idle.add(plan, elapsed_s)
+        _log.debug(
+            "step",
+            decode_rows=plan.num_decode_rows,
+            prefill_rows=plan.num_rows - plan.num_decode_rows,
+            sequences=len(plan.chunks),
+            mixed=plan.is_mixed,
+            ms=round(elapsed_s * 1e3, 2),
+        )

@@ -1,0 +1,109 @@
+"""One request to embed: from its inputs to their vectors.
+
+Owns the checks that an input fits, and the wait for the engine. It knows no wire format: ``server/routes``
+calls it.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from nexa_runtime.engine.embedder import Embedded, EmbeddingRequest
+from nexa_runtime.engine.engine import News
+from nexa_runtime.errors import InputTooLongError, InvalidRequestError, RequestTimeoutError
+from nexa_runtime.llama import Vocab, normalised
+from nexa_runtime.serving.dispatcher import Dispatcher
+from nexa_runtime.serving.generation import DEFAULT_TENANT, Prompt, Tokens, prompt_tokens
+from nexa_runtime.serving.pool import Kind, LoadedModel
+from nexa_runtime.telemetry import get_logger
+
+_log = get_logger("serving")
+
+
+@dataclass(frozen=True, slots=True)
+class Embeddings:
+    """``vectors``: of length 1, float32 of shape (inputs, dimensions)."""
+
+    model_name: str
+    vectors: npt.NDArray[np.float32]
+    prompt_tokens: int
+
+
+class EmbeddingService:
+    """Embeds, on the dispatcher's event loop."""
+
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        self._dispatcher = dispatcher
+
+    async def embed(
+        self, inputs: Sequence[Prompt], *, model_name: str | None, dimensions: int | None
+    ) -> Embeddings:
+        """The vectors of ``inputs``, cut to ``dimensions`` and scaled to length 1 again.
+
+        Raises ``RequestError``, ``QueueFullError``, ``ShuttingDownError``, ``RequestTimeoutError``.
+        Cancelling it ends the request in the engine.
+        """
+        model = self._dispatcher.pool.resolve(model_name, Kind.EMBEDDING)
+        size = model.model.embedding_size
+        if dimensions is not None and dimensions > size:
+            raise InvalidRequestError(f"dimensions: this model has {size}.", param="dimensions")
+        self._dispatcher.admit(model, 1)
+        try:
+            tokens = await self._dispatcher.prepare(lambda: _tokenize(model, inputs))
+            vectors = await self._run(model, tokens)
+        finally:
+            self._dispatcher.leave(1)
+        num_tokens = sum(map(len, tokens))
+        _log.info("embedding", model=model_name or model.id, inputs=len(inputs), prompt_tokens=num_tokens)
+        if dimensions is not None:
+            vectors = normalised(vectors[:, :dimensions])
+        return Embeddings(model_name or model.id, vectors, num_tokens)
+
+    async def _run(self, model: LoadedModel, tokens: list[Tokens]) -> npt.NDArray[np.float32]:
+        key = model.engine.new_key()
+        done: asyncio.Future[Embedded] = asyncio.get_running_loop().create_future()
+
+        def take(news: News) -> None:
+            assert isinstance(news, Embedded)
+            if not done.done():
+                done.set_result(news)
+
+        self._dispatcher.connect(key, take)
+        timeout_s = self._dispatcher.settings.request_timeout_s
+        try:
+            model.engine.submit(key, EmbeddingRequest(tuple(tokens), DEFAULT_TENANT))
+            result = await asyncio.wait_for(done, timeout_s)
+        except TimeoutError:
+            raise RequestTimeoutError(timeout_s) from None
+        finally:
+            model.engine.abort(key)
+            self._dispatcher.disconnect(key)
+        if result.error is not None:
+            raise result.error
+        assert result.vectors is not None
+        return result.vectors
+
+
+def _tokenize(model: LoadedModel, inputs: Sequence[Prompt]) -> list[Tokens]:
+    tokens = []
+    for index, one in enumerate(inputs):
+        param = f"input[{index}]"
+        tokens.append(_input_tokens(model.model.vocab, one, param=param))
+        if len(tokens[-1]) > model.max_embedding_tokens:
+            raise InputTooLongError(
+                param=param, num_tokens=len(tokens[-1]), max_tokens=model.max_embedding_tokens
+            )
+    return tokens
+
+
+def _input_tokens(vocab: Vocab, one: Prompt, *, param: str) -> Tokens:
+    """A text is data here: what looks like a control token stays text."""
+    if not isinstance(one, str):
+        return prompt_tokens(vocab, one, param=param)
+    tokens = vocab.tokenize(one, parse_special=False, add_special=True)
+    if not len(tokens):
+        raise InvalidRequestError(f"{param} has no tokens.", param=param)
+    return tokens

@@ -1,0 +1,141 @@
+"""``/v1/embeddings`` over real HTTP, and beside a flood of chats."""
+
+import base64
+import threading
+from typing import Any
+
+import httpx
+import numpy as np
+import openai
+import pytest
+
+from tests.support import LiveServer, wait_until
+
+
+def embed(server: LiveServer, given: object, **fields: object) -> httpx.Response:
+    return server.http.post("/v1/embeddings", json={"input": given, **fields})
+
+
+def vectors(response: httpx.Response) -> Any:
+    assert response.status_code == 200, response.text
+    data = response.json()["data"]
+    assert [item["index"] for item in data] == list(range(len(data)))
+    return np.array([item["embedding"] for item in data], dtype=np.float32)
+
+
+def test_one_text_is_one_vector_of_length_one(server: LiveServer) -> None:
+    response = embed(server, "What is the capital of France?")
+    (vector,) = vectors(response)
+    assert len(vector) == server.loaded.model.embedding_size
+    assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-5)
+    body = response.json()
+    assert (body["object"], body["model"]) == ("list", "demo")
+    assert body["usage"]["prompt_tokens"] == body["usage"]["total_tokens"] > 5
+
+
+def test_many_inputs_give_the_vectors_they_give_alone(server: LiveServer) -> None:
+    texts = [f"Text number {index} " * (1 + index % 7) for index in range(150)]
+    together = vectors(embed(server, texts))
+    assert together.shape[0] == 150
+    for index in (0, 3, 77, 149):
+        (alone,) = vectors(embed(server, texts[index]))
+        assert float(alone @ together[index]) > 0.9999
+
+
+def test_text_and_its_tokens_agree(server: LiveServer) -> None:
+    tokens = server.loaded.model.vocab.tokenize("Hello there", parse_special=False).tolist()
+    by_text, by_ids = vectors(embed(server, ["Hello there"])), vectors(embed(server, [tokens]))
+    assert float(by_text[0] @ by_ids[0]) > 0.9999
+    assert float(vectors(embed(server, tokens))[0] @ by_text[0]) > 0.9999
+
+
+def test_base64_and_float_agree(server: LiveServer) -> None:
+    (floats,) = vectors(embed(server, "Hello"))
+    data = embed(server, "Hello", encoding_format="base64").json()["data"][0]["embedding"]
+    assert np.allclose(np.frombuffer(base64.b64decode(data), dtype="<f4"), floats)
+
+
+def test_dimensions_cut_and_scale_again(server: LiveServer) -> None:
+    (whole,) = vectors(embed(server, "Hello"))
+    (cut,) = vectors(embed(server, "Hello", dimensions=16))
+    assert np.allclose(cut, whole[:16] / np.linalg.norm(whole[:16]), atol=1e-6)
+
+
+def test_the_openai_client(server: LiveServer) -> None:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none") as client:
+        result = client.embeddings.create(model="demo", input=["Hello", "World"])
+    assert len(result.data) == 2
+    assert len(result.data[0].embedding) == server.loaded.model.embedding_size
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "param"),
+    [
+        ({}, 400, "input"),
+        ({"input": None}, 400, "input"),
+        ({"input": ""}, 400, "input[0]"),
+        ({"input": []}, 400, "input"),
+        ({"input": 5}, 400, "input"),
+        ({"input": ["a", 5]}, 400, "input"),
+        ({"input": [[]]}, 400, "input[0]"),
+        ({"input": [10**9]}, 400, "input[0]"),
+        ({"input": ["x"] * 2049}, 400, "input"),
+        ({"input": ["fine", "word " * 3000]}, 400, "input[1]"),
+        ({"input": "a", "encoding_format": "int8"}, 400, "encoding_format"),
+        ({"input": "a", "dimensions": 0}, 400, "dimensions"),
+        ({"input": "a", "dimensions": 100_000}, 400, "dimensions"),
+        ({"input": "a", "model": "none"}, 404, "model"),
+    ],
+)
+def test_what_is_refused(server: LiveServer, fields: dict[str, object], status: int, param: str) -> None:
+    response = server.http.post("/v1/embeddings", json=fields)
+    assert response.status_code == status
+    assert str(response.json()["error"]["param"]).startswith(param)
+
+
+def test_a_long_input_names_its_place_and_the_counts(server: LiveServer) -> None:
+    error = embed(server, [[5], [5] * 3000]).json()["error"]
+    assert error["code"] == "context_length_exceeded"
+    assert error["message"] == "input[1] has 3000 tokens; at most 2048 are embedded."
+
+
+def test_embeddings_and_chats_progress_beside_each_other(make_server: Any) -> None:
+    server = make_server()
+    is_over = threading.Event()
+    answers: list[int] = []
+
+    def flood() -> None:
+        with httpx.Client(base_url=server.url, timeout=60) as client:
+            while not is_over.is_set():
+                body = {
+                    "messages": [{"role": "user", "content": "Hello"}],
+                    "ignore_eos": True,
+                    "max_tokens": 50,
+                }
+                answers.append(client.post("/v1/chat/completions", json=body).status_code)
+
+    threads = [threading.Thread(target=flood) for _ in range(12)]
+    for thread in threads:
+        thread.start()
+    try:
+        assert wait_until(lambda: server.engine.stats.num_running == 8)
+        for index in range(5):
+            before = len(answers)
+            assert len(vectors(embed(server, [f"Text {index} {number}" for number in range(40)]))) == 40
+            assert wait_until(lambda before=before: len(answers) > before)  # type: ignore[misc]
+            assert server.engine.stats.num_running > 0
+    finally:
+        is_over.set()
+        for thread in threads:
+            thread.join()
+    assert set(answers) == {200}
+    assert wait_until(server.is_idle)
+
+
+def test_a_client_that_leaves_is_forgotten(make_server: Any) -> None:
+    server = make_server()
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{server.url}/v1/embeddings", json={"input": ["word " * 300] * 2000}, timeout=0.5)
+    assert wait_until(server.is_idle)
+    assert server.engine.embedding is not None
+    assert not server.engine.embedding._jobs
