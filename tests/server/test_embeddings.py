@@ -2,6 +2,7 @@
 
 import base64
 import threading
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -9,6 +10,8 @@ import numpy as np
 import openai
 import pytest
 
+from nexa_runtime.serving.loading import DEMO_PATH
+from scripts.bench.make_model import Shape, write_model
 from tests.support import LiveServer, wait_until
 
 
@@ -137,5 +140,18 @@ def test_a_client_that_leaves_is_forgotten(make_server: Any) -> None:
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(f"{server.url}/v1/embeddings", json={"input": ["word " * 300] * 2000}, timeout=0.5)
     assert wait_until(server.is_idle)
-    assert server.engine.embedding is not None
-    assert not server.engine.embedding._jobs
+    lane = server.engine.embedding
+    assert lane is not None
+    assert wait_until(lambda: not lane._jobs)
+
+
+def test_a_model_that_only_embeds(make_server: Any, tmp_path: Path) -> None:
+    path = tmp_path / "encoder.gguf"
+    write_model(Shape("bert", 2, 64, 128, 4, 4, 64), DEMO_PATH, path)
+    server = make_server(NEXA_MODEL_ID=str(path))
+    assert vectors(embed(server, ["Hello", "World"])).shape == (2, 64)
+    refused = server.chat("Hello")
+    assert refused.status_code == 400
+    assert refused.json()["error"]["code"] == "model_kind_mismatch"
+    assert server.http.get("/v1/models").json()["data"][0]["kinds"] == ["embedding"]
+    assert server.http.get("/readyz").status_code == 200

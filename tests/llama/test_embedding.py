@@ -1,0 +1,115 @@
+"""Embeddings of an encoder against a numpy forward pass of the same weights."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+
+from nexa_runtime.config import load_settings
+from nexa_runtime.errors import LlamaGuardError, ModelFileError
+from nexa_runtime.llama import MAX_INPUTS, Context, ContextParams, EmbeddingContext, Model
+from nexa_runtime.serving.loading import DEMO_PATH, load_model
+from nexa_runtime.serving.pool import Kind
+from scripts.bench.make_model import Shape, write_model
+
+SHAPE = Shape("bert", num_layers=3, width=64, inner_width=256, num_heads=4, num_kv_heads=4, context=128)
+EPSILON = 1e-12
+
+
+@pytest.fixture(scope="module")
+def bert_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("bert") / "bert.gguf"
+    write_model(SHAPE, DEMO_PATH, path, is_f32=True)
+    return path
+
+
+@pytest.fixture(scope="module")
+def bert(bert_path: Path) -> Iterator[Model]:
+    model = Model.load(bert_path)
+    yield model
+    model.close()
+
+
+@pytest.fixture
+def context(bert: Model) -> Iterator[EmbeddingContext]:
+    made = EmbeddingContext(bert, max_tokens=128, num_threads=2)
+    yield made
+    made.close()
+
+
+def layer_norm(x: Any, weight: Any, bias: Any) -> Any:
+    centred = x - x.mean(axis=-1, keepdims=True)
+    return centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + EPSILON) * weight + bias
+
+
+def gelu(x: Any) -> Any:
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+def reference(path: Path, tokens: Any) -> Any:
+    """The forward pass of bert in float64, mean-pooled, of length 1."""
+    reader = gguf.GGUFReader(path)
+    t = {one.name.removesuffix(".weight"): one.data.astype(np.float64) for one in reader.tensors}
+    x = t["token_embd"][tokens] + t["token_types"][0] + t["position_embd"][: len(tokens)]
+    x = layer_norm(x, t["token_embd_norm"], t["token_embd_norm.bias"])
+    head = SHAPE.width // SHAPE.num_heads
+    for layer in range(SHAPE.num_layers):
+        b = f"blk.{layer}."
+
+        def linear(name: str, value: Any, b: str = b) -> Any:
+            return value @ t[b + name].T + t[b + name + ".bias"]
+
+        q, k, v = (
+            linear(name, x).reshape(-1, SHAPE.num_heads, head).transpose(1, 0, 2)
+            for name in ("attn_q", "attn_k", "attn_v")
+        )
+        scores = q @ k.transpose(0, 2, 1) / np.sqrt(head)
+        scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        scores /= scores.sum(axis=-1, keepdims=True)
+        attended = (scores @ v).transpose(1, 0, 2).reshape(len(tokens), SHAPE.width)
+        x = layer_norm(
+            x + linear("attn_output", attended), t[b + "attn_output_norm"], t[b + "attn_output_norm.bias"]
+        )
+        inner = linear("ffn_down", gelu(linear("ffn_up", x)))
+        x = layer_norm(x + inner, t[b + "layer_output_norm"], t[b + "layer_output_norm.bias"])
+    pooled = x.mean(axis=0)
+    return pooled / np.linalg.norm(pooled)
+
+
+def test_vectors_equal_those_of_the_reference(bert_path: Path, context: EmbeddingContext) -> None:
+    random = np.random.default_rng(3)
+    inputs = [random.integers(3, 2000, size, dtype=np.int32) for size in (1, 7, 30, 60)]
+    for tokens, vector in zip(inputs, context.embed(inputs), strict=True):
+        assert float(vector @ reference(bert_path, tokens)) >= 0.999
+        assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-5)
+
+
+def test_what_would_end_the_process_is_refused(context: EmbeddingContext) -> None:
+    tokens = np.full(100, 5, dtype=np.int32)
+    with pytest.raises(LlamaGuardError, match="200 rows in a batch of 128"):
+        context.embed([tokens, tokens])
+    with pytest.raises(LlamaGuardError, match="inputs"):
+        context.embed([])
+    with pytest.raises(LlamaGuardError, match="inputs"):
+        context.embed([tokens[:1]] * (MAX_INPUTS + 1))
+    with pytest.raises(LlamaGuardError, match="token"):
+        context.embed([np.array([-1], dtype=np.int32)])
+
+
+def test_an_encoder_has_no_kv_cache_to_generate_with(bert: Model) -> None:
+    assert bert.is_encoder
+    with pytest.raises(ModelFileError, match="cannot generate"):
+        Context(bert, ContextParams(256, 2, 32, 2, 1))
+
+
+def test_an_encoder_is_loaded_to_embed_only(bert_path: Path) -> None:
+    settings = load_settings({"NEXA_MODEL_ID": str(bert_path)})
+    loaded = load_model(settings.model, settings.engine)
+    try:
+        assert loaded.kinds == {Kind.EMBEDDING}
+        assert loaded.max_embedding_tokens == SHAPE.context
+    finally:
+        loaded.close()
