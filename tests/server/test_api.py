@@ -187,7 +187,7 @@ def test_a_prompt_without_room_for_an_answer_is_refused_with_the_numbers(server:
 
 def test_a_seed_repeats(server: LiveServer) -> None:
     def ask() -> str:
-        fields = {"temperature": 2, "top_k": 0, "top_p": 1, "min_p": 0, "seed": 42, "max_tokens": 20}
+        fields = {"temperature": 1.5, "seed": 42, "max_tokens": 20}
         content = server.chat("Tell me something", ignore_eos=True, **fields).json()["choices"][0]["message"]
         return str(content["content"])
 
