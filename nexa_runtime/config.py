@@ -48,8 +48,9 @@ class ModelSettings(_Slice):
     @field_validator("served_names", mode="before")
     @classmethod
     def _split_names(cls, value: object) -> object:
-        if isinstance(value, str):
-            return tuple(name for name in (part.strip() for part in value.split(",")) if name)
+        parts = value.split(",") if isinstance(value, str) else value
+        if isinstance(parts, (list, tuple)):
+            return tuple(name for name in (str(part).strip() for part in parts) if name)
         return value
 
 
@@ -235,6 +236,6 @@ def _range(field: FieldInfo) -> str:
             if (value := getattr(item, bound, None)) is not None:
                 bounds[bound] = value
     if "min_length" in bounds:
-        return kind + " that is not empty"
+        return kind + " in UTF-8 that is not empty"
     low = f"above {bounds['gt']}" if "gt" in bounds else f"from {bounds.get('ge')}"
     return f"{kind} {low} to {bounds['le']}" if "le" in bounds else kind

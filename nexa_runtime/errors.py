@@ -87,14 +87,22 @@ class ContextLengthError(InvalidRequestError):
     code = "context_length_exceeded"
 
     def __init__(
-        self, *, prompt_tokens: int, max_prompt_tokens: int, context_tokens: int, param: str
+        self,
+        *,
+        prompt_tokens: int,
+        max_prompt_tokens: int,
+        context_tokens: int,
+        param: str,
+        is_lower_bound: bool = False,
     ) -> None:
+        """``is_lower_bound``: the prompt was too long to count; it has that many tokens or more."""
         self.prompt_tokens = prompt_tokens
         self.max_prompt_tokens = max_prompt_tokens
         self.context_tokens = context_tokens
         super().__init__(
-            f"The prompt has {prompt_tokens} tokens; at most {max_prompt_tokens} fit into"
-            f" the context of {context_tokens} tokens with room for an answer.",
+            f"The prompt has {'at least ' * is_lower_bound}{prompt_tokens} tokens;"
+            f" at most {max_prompt_tokens} fit into the context of {context_tokens} tokens"
+            " with room for an answer.",
             param=param,
         )
 
@@ -118,7 +126,7 @@ class ModelNotFoundError(RequestError):
     def __init__(self, name: str, served: Sequence[str]) -> None:
         self.name = name
         super().__init__(
-            f"The model {name[:200]!r} is not served here; there is: {', '.join(served)}.", param="model"
+            f'The model "{name[:200]}" is not served here; there is: {", ".join(served)}.', param="model"
         )
 
 
@@ -130,7 +138,7 @@ class ModelKindError(RequestError):
     def __init__(self, name: str, kind: str) -> None:
         self.name = name
         self.kind = kind
-        super().__init__(f"The model {name[:200]!r} is not made for {kind}.", param="model")
+        super().__init__(f'The model "{name[:200]}" is not made for {kind}.', param="model")
 
 
 class BodyTooLargeError(RequestError):

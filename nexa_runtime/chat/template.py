@@ -80,7 +80,9 @@ class ChatTemplate:
         except jinja2.TemplateError as error:
             message = f"The model's chat template refuses these messages: {error.message}"
             raise InvalidRequestError(message, param="messages") from None
-        except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
+        except (
+            TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError, MemoryError,
+        ) as error:  # fmt: skip
             message = f"The model's chat template cannot render these messages: {error}"
             raise InvalidRequestError(message, param="messages") from None
         return RenderedPrompt(text, guard)
@@ -109,13 +111,23 @@ class ChatTemplate:
         return turn
 
     def _arguments(self, text: str, guard: str) -> object:
-        """Templates want arguments as an object; what is not JSON stays text."""
-        guarded = self._guarded(text, guard) or ""
-        try:
-            value = json.loads(guarded)
-        except (ValueError, RecursionError):
-            return guarded
-        return value if isinstance(value, dict) else guarded
+        """Templates want arguments as an object; what is not JSON stays text.
+
+        JSON first, then the guard: an escape in the text may stand for a control token's character.
+        """
+        value = _parsed(text)
+        return self._guarded_value(value, guard) if isinstance(value, dict) else self._guarded(text, guard)
+
+    def _guarded_value(self, value: object, guard: str) -> object:
+        if isinstance(value, str):
+            return self._guarded(value, guard)
+        if isinstance(value, list):
+            return [self._guarded_value(item, guard) for item in value]
+        if isinstance(value, dict):
+            return {
+                self._guarded(key, guard): self._guarded_value(item, guard) for key, item in value.items()
+            }
+        return value
 
     def _guarded(self, text: str | None, guard: str) -> str | None:
         if text is None or self._control is None:
@@ -130,10 +142,19 @@ def _unused_guard(messages: Iterable[Message]) -> str:
             used.update(text or "")
         for call in message.tool_calls:
             used.update(call.id, call.name, call.arguments)
+            used.update(json.dumps(_parsed(call.arguments), ensure_ascii=False))
     for guard in _GUARDS:
         if guard not in used:
             return guard
     raise InvalidRequestError("The messages use every character that Unicode reserves.", param="messages")
+
+
+def _parsed(text: str) -> object:
+    """The value of a JSON text, or None."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _to_json(value: Any, indent: int | None = None, **_: Any) -> str:

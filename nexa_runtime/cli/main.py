@@ -1,11 +1,9 @@
-"""The commands ``nexa-runtime`` and ``nexa``.
+"""The commands.
 
-Owns arguments, what is printed, and exit codes: 0 done, 1 it could not be done (one sentence on stderr), 2
-wrong usage, 130 interrupted. It never computes anything itself.
+Owns arguments, their help, and how flags become settings. It never computes anything itself; ``entry`` runs
+it.
 """
 
-import sys
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -21,7 +19,6 @@ from nexa_runtime.config import (
     env_names,
     load_settings,
 )
-from nexa_runtime.errors import NexaError
 from nexa_runtime.telemetry import configure_logging
 
 app = typer.Typer(
@@ -108,17 +105,6 @@ def _root(
     if version:
         typer.echo(nexa_runtime.__version__)
         raise typer.Exit
-
-
-def main() -> None:
-    """Entry point of the installed commands."""
-    try:
-        app()
-    except NexaError as error:
-        typer.echo(f"{Path(sys.argv[0]).name}: {error}", err=True)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit(130)
 
 
 def _settings(*, quiet: bool = False, **overrides: object) -> Settings:

@@ -11,11 +11,11 @@ import sys
 from rich.console import Console
 
 from nexa_runtime.chat.messages import Message, Role
+from nexa_runtime.cli.loading import load_pool
 from nexa_runtime.config import Settings
 from nexa_runtime.errors import ClientDisconnectedError, NexaError
 from nexa_runtime.serving.dispatcher import Dispatcher
 from nexa_runtime.serving.generation import GenerationOptions, GenerationService
-from nexa_runtime.serving.loading import load_model
 from nexa_runtime.serving.pool import ModelPool
 
 _talk = Console(stderr=True, highlight=False)
@@ -26,8 +26,9 @@ def run(settings: Settings, prompt: str | None) -> None:
 
     Raises ``NexaError``, and ``KeyboardInterrupt`` when the answer or the chat was interrupted.
     """
+    pool = load_pool(settings)
     with asyncio.Runner() as runner:
-        dispatcher = runner.run(_start(settings))
+        dispatcher = runner.run(_start(pool, settings))
         service = GenerationService(dispatcher)
         try:
             if prompt is None:
@@ -38,8 +39,8 @@ def run(settings: Settings, prompt: str | None) -> None:
             runner.run(_stop(dispatcher))
 
 
-async def _start(settings: Settings) -> Dispatcher:
-    dispatcher = Dispatcher(ModelPool(load_model(settings.model, settings.engine)), settings.serving)
+async def _start(pool: ModelPool, settings: Settings) -> Dispatcher:
+    dispatcher = Dispatcher(pool, settings.serving)
     dispatcher.start()
     return dispatcher
 

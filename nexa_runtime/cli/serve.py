@@ -8,9 +8,9 @@ import sys
 
 import typer
 
+from nexa_runtime.cli.loading import load_pool
 from nexa_runtime.config import Settings
 from nexa_runtime.server.app import App, Server, bind
-from nexa_runtime.serving.loading import load_model
 from nexa_runtime.serving.pool import ModelPool
 
 _SWITCH_INTERVAL_S = 2e-4
@@ -22,7 +22,7 @@ def serve(settings: Settings) -> None:
     listener = bind(settings.server)
     try:
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
-        pool = ModelPool(load_model(settings.model, settings.engine))
+        pool = load_pool(settings)
         app = App(pool, settings.serving, settings.server)
         _greet(pool, *listener.getsockname()[:2])
         asyncio.run(Server(app, settings.server).serve(sockets=[listener]))

@@ -61,6 +61,11 @@ class Engine:
         self._publish = publish
         self._thread.start()
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
     def new_key(self) -> int:
         """A key for ``submit``: taken first, so that the receiver knows it before the first news."""
         return next(self._keys)
@@ -118,15 +123,13 @@ class Engine:
     def _run(self) -> None:
         while not self._is_stopping:
             try:
-                is_busy = self.step()
+                if not self.step():
+                    if self.generation is not None:
+                        self.generation.log_idle()
+                    self._wake.wait()
             except Exception as error:  # noqa: BLE001 - a bug must not leave clients waiting for ever
                 _log.exception("step_crashed")
                 self._fail_all(DecodeError(f"an internal error ({type(error).__name__})"))
-                continue
-            if not is_busy:
-                if self.generation is not None:
-                    self.generation.log_idle()
-                self._wake.wait()
         self._take_inbox()
         self._fail_all(ShuttingDownError())
 

@@ -12,7 +12,7 @@ from nexa_runtime.engine.detokenizer import Detokenizer
 from nexa_runtime.engine.runner import Runner
 from nexa_runtime.engine.scheduler import Scheduler, SchedulerStats
 from nexa_runtime.engine.sequence import Advance, FinishReason, Sequence, StepPlan, TenantShare, Tokens
-from nexa_runtime.errors import NexaError
+from nexa_runtime.errors import DecodeError, NexaError
 from nexa_runtime.llama import SamplingParams, Vocab
 from nexa_runtime.telemetry import get_logger
 
@@ -103,7 +103,16 @@ class GenerationLane:
         return self.scheduler.least_virtual_time()
 
     def open(self, key: int, request: GenerationRequest, emit: Emit) -> None:
-        """Put a request in line."""
+        """Put a request in line; what cannot be opened ends at once, and alone."""
+        try:
+            self._open(key, request)
+        except Exception as error:  # noqa: BLE001 - its client waits for an end, whatever went wrong
+            if not isinstance(error, NexaError):
+                _log.exception("open_crashed")
+                error = DecodeError(f"an internal error ({type(error).__name__})")
+            emit(Delta(key, "", 0, FinishReason.ERROR, error))
+
+    def _open(self, key: int, request: GenerationRequest) -> None:
         sequence = Sequence(
             key,
             request.prompt,
@@ -112,11 +121,7 @@ class GenerationLane:
             cache_namespace=request.cache_namespace,
             end_tokens=frozenset() if request.ignore_eos else self._vocab.eog_tokens,
         )
-        try:
-            self.runner.open(sequence, request.sampling)
-        except NexaError as error:
-            emit(Delta(key, "", 0, FinishReason.ERROR, error))
-            return
+        self.runner.open(sequence, request.sampling)
         self._live[key] = sequence, Detokenizer(self._vocab.pieces, request.stops)
         self.scheduler.add(sequence, time.monotonic())
 

@@ -20,7 +20,7 @@ from nexa_runtime.engine.sequence import (
     StepResult,
     Truncate,
 )
-from nexa_runtime.errors import DecodeError, NexaError, ShuttingDownError
+from nexa_runtime.errors import DecodeError, LlamaGuardError, NexaError, ShuttingDownError
 from nexa_runtime.llama import Context, DecodeStatus, Sampler, SamplingParams, sample_greedy
 from nexa_runtime.telemetry import get_logger
 
@@ -102,6 +102,13 @@ class Runner:
                 assert_never(operation)
 
     def _decode(self, chunks: tuple[Chunk, ...]) -> DecodeStatus:
+        try:
+            return self._decode_guarded(chunks)
+        except LlamaGuardError:
+            _log.exception("guard_refused_a_step")
+            return DecodeStatus.INVALID_BATCH
+
+    def _decode_guarded(self, chunks: tuple[Chunk, ...]) -> DecodeStatus:
         batch = self._batch
         batch.clear()
         for chunk in chunks:

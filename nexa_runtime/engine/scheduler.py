@@ -179,7 +179,7 @@ class Scheduler:
                 self._charge(chunk)
                 if chunk.wants_token:
                     advances.append(self._take_token(sequence, result.tokens[sequence.key]))
-        if not result.failed and not result.lost:
+        if plan.chunks and not result.failed and not result.lost:
             self._budget.observe(plan, result.elapsed_s)
         return advances
 

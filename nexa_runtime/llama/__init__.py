@@ -1,6 +1,6 @@
 """llama.cpp behind typed, guarded Python: the only room that imports ``llama_cpp``."""
 
-from nexa_runtime.llama.context import Batch, Context, ContextParams, DecodeStatus
+from nexa_runtime.llama.context import MAX_SEQUENCE_IDS, Batch, Context, ContextParams, DecodeStatus
 from nexa_runtime.llama.embedding import MAX_INPUTS, EmbeddingContext, normalised
 from nexa_runtime.llama.model import Model
 from nexa_runtime.llama.sampler import Sampler, SamplingParams, sample_greedy
@@ -8,6 +8,7 @@ from nexa_runtime.llama.vocab import Vocab
 
 __all__ = [
     "MAX_INPUTS",
+    "MAX_SEQUENCE_IDS",
     "Batch",
     "Context",
     "ContextParams",

@@ -5,6 +5,7 @@ Owns the import of ``llama_cpp`` and llama.cpp's log callback. It never wraps si
 """
 
 import ctypes
+import logging
 import os
 from collections import deque
 
@@ -35,14 +36,15 @@ def recent_errors(*, clear: bool = False) -> list[str]:
 
 @C.llama_log_callback  # type: ignore[untyped-decorator]
 def _on_log(level: int, text: bytes, _: ctypes.c_void_p) -> None:
-    line = text.decode("utf-8", "replace").strip()
-    if not line:
+    is_error = level == _LEVEL_ERROR
+    if not is_error and not _log.is_enabled_for(logging.DEBUG):
         return
-    if level == _LEVEL_ERROR:
-        _recent_errors.append(line)
-        _log.warning("llama_error", text=line)
-    else:
-        _log.debug("llama_log", text=line)
+    if line := text.decode("utf-8", "replace").strip():
+        if is_error:
+            _recent_errors.append(line)
+            _log.warning("llama_error", text=line)
+        else:
+            _log.debug("llama_log", text=line)
 
 
 C.llama_log_set(_on_log, ctypes.c_void_p(0))

@@ -32,11 +32,15 @@ class Model:
         if C.llama_model_has_encoder(pointer):
             raise ModelFileError(path, "it has an encoder; only decoder models are served")
         self.vocab = Vocab(vocab)
+        if not self.vocab.has_all_bytes:
+            raise ModelFileError(path, "its tokenizer has no tokens for single bytes")
         self.embedding_size: int = C.llama_model_n_embd_out(pointer)
         """Length of an embedding."""
         self.num_layers: int = C.llama_model_n_layer(pointer)
         self.context_tokens: int = C.llama_model_n_ctx_train(pointer)
         """Longest sequence the model was made for, in tokens."""
+        if self.context_tokens < 1:
+            raise ModelFileError(path, "its context length is out of range")
         self.size_bytes: int = C.llama_model_size(pointer)
         self.num_parameters: int = C.llama_model_n_params(pointer)
         self.has_one_state = bool(C.llama_model_is_recurrent(pointer) or C.llama_model_is_hybrid(pointer))
@@ -90,7 +94,9 @@ class Model:
 
     @property
     def kv_cell_bytes(self) -> int:
-        """Memory of one KV cell over all layers, in bytes, for F16 keys and values; at most this."""
+        """Memory of one KV cell over all layers, in bytes, for F16 keys and values, by the sizes of its
+        first.
+        """
         arch = self.architecture
         heads: int = max(C.llama_model_n_head(self.pointer), 1)
         kv_heads: int = max(C.llama_model_n_head_kv(self.pointer), 1)
@@ -118,6 +124,8 @@ class Model:
 
 def check_is_gguf(path: Path) -> None:
     """Raise ``ModelFileError`` unless ``path`` is a readable file that starts like a GGUF model."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise ModelFileError(path, "it is not a regular file")
     try:
         with path.open("rb") as file:
             head = file.read(8)

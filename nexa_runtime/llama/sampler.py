@@ -31,6 +31,8 @@ _FIRST_THRESHOLD = 14.0
 _LAST_THRESHOLD = 1e4
 """Beyond any logit that is not -inf."""
 
+MIN_TEMPERATURE = 1e-5
+
 _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 
 Ids = npt.NDArray[np.intp]
@@ -58,6 +60,11 @@ class SamplingParams:
     seed: int | None = None
 
     @property
+    def is_greedy(self) -> bool:
+        """Whether the best token is taken; a tinier temperature would overflow the arithmetic."""
+        return self.temperature < MIN_TEMPERATURE
+
+    @property
     def has_penalties(self) -> bool:
         """Whether tokens already seen weigh on the next one."""
         return self.penalty_last_n > 0 and (
@@ -67,7 +74,7 @@ class SamplingParams:
     @property
     def is_plain_greedy(self) -> bool:
         """Whether the choice is the largest raw logit and nothing else."""
-        return self.temperature <= 0 and not (self.logit_bias or self.banned or self.has_penalties)
+        return self.is_greedy and not (self.logit_bias or self.banned or self.has_penalties)
 
 
 def sample_greedy(logits: Logits) -> list[int]:
@@ -108,7 +115,7 @@ class Sampler:
         """
         self._apply_bias(row)
         self._apply_penalties(row)
-        if self.params.temperature <= 0:
+        if self.params.is_greedy:
             return _check_finite(row, int(row.argmax()))
         ids = self._preselect(row, best=float(row[_check_finite(row, int(row.argmax()))]))
         if len(ids) > len(self._candidates):
@@ -202,7 +209,7 @@ def _check_finite(row: Logits, token: int) -> int:
 def _make_chain(params: SamplingParams, top_k: int) -> object:
     seed = params.seed if params.seed is not None else int.from_bytes(os.urandom(4), "little")
     chain = C.llama_sampler_chain_init(C.llama_sampler_chain_default_params())
-    if params.temperature <= 0:
+    if params.is_greedy:
         return chain
     if top_k:
         C.llama_sampler_chain_add(chain, C.llama_sampler_init_top_k(top_k))

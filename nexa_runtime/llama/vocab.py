@@ -8,6 +8,7 @@ Source: ``llama_tokenize``, ``llama_token_to_piece``, ``llama_vocab_*``.
 
 import ctypes
 import re
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,10 @@ from nexa_runtime.llama.lib import C
 
 Tokens = npt.NDArray[np.int32]
 
-_ATTR_UNKNOWN, _ATTR_CONTROL, _ATTR_USER_DEFINED = 1 << 0, 1 << 3, 1 << 4
+_ATTR_UNKNOWN, _ATTR_CONTROL, _ATTR_USER_DEFINED, _ATTR_BYTE = 1 << 0, 1 << 3, 1 << 4, 1 << 5
+
+_MAX_CALL_CHARS = 8192
+"""Longest text handed to llama.cpp at once."""
 
 
 class Vocab:
@@ -26,6 +30,8 @@ class Vocab:
     def __init__(self, pointer: object) -> None:
         self._pointer = pointer
         self.size: int = C.llama_vocab_n_tokens(pointer)
+        kind = C.llama_vocab_type(pointer)
+        self._is_bpe = kind == C.LLAMA_VOCAB_TYPE_BPE
         attributes = [C.llama_vocab_get_attr(pointer, token) for token in range(self.size)]
         self.pieces = self._table(special=False)
         """Bytes of each token as text; control tokens are empty."""
@@ -44,13 +50,75 @@ class Vocab:
         """Text of each control token → its id. A user's text must never turn into one of these."""
         self._special_texts = self._texts(attributes, control | _ATTR_USER_DEFINED)
         self._special_pattern = _alternatives(self._special_texts)
+        self.max_piece_bytes: int | None = None
+        """No token stands for more bytes of a text; None where a tokenizer may drop some (wordpiece,
+        unigram).
+        """
+        if kind in (C.LLAMA_VOCAB_TYPE_BPE, C.LLAMA_VOCAB_TYPE_SPM):
+            self.max_piece_bytes = max(map(len, self.special_pieces))
+        self.has_all_bytes = kind != C.LLAMA_VOCAB_TYPE_SPM or (
+            sum(bool(attribute & _ATTR_BYTE) for attribute in attributes) >= 256
+        )
+        """Whether any text can be tokenized; llama.cpp ends the process where a byte has no token."""
 
     def tokenize(self, text: str, *, parse_special: bool, add_special: bool = False) -> Tokens:
         """Tokens of ``text``, int32 of shape (n,).
 
         ``parse_special`` turns the text of control tokens into these tokens: for templates only, never for a
-        user's text. ``add_special`` puts the model's first token in front, where it wants one.
+        user's text. ``add_special`` adds the model's first and last token, where it wants them.
         """
+        if len(text) <= _MAX_CALL_CHARS:
+            return self._call(text, parse_special=parse_special, add_special=add_special)
+        parts = list(self._parts(text)) if parse_special else [self._plain(text)]
+        if add_special:
+            ends = self._call("", parse_special=False, add_special=True)
+            num_first = int(self.adds_bos)
+            parts = [ends[:num_first], *parts, ends[num_first:]]
+        return np.concatenate(parts)
+
+    def tokenize_guarded(self, text: str, guard: str) -> Tokens:
+        """Tokens of a rendered template in which ``guard`` breaks up every control token a user wrote.
+
+        The guard characters are dropped; what they broke up stays plain text.
+        """
+        if guard not in text:
+            return self.tokenize(text, parse_special=True)
+        parts = list(self._parts(text, guard))
+        return np.concatenate(parts) if parts else np.empty(0, dtype=np.int32)
+
+    def _parts(self, text: str, guard: str = "") -> Iterator[Tokens]:
+        """A text cut at its special tokens, as llama.cpp does it (``tokenizer_st_partition``), but in one
+        pass.
+
+        llama.cpp's own takes time with the square of their number.
+        """
+        for part in self._special_pattern.split(text) if self._special_pattern else [text]:
+            if (token := self._special_texts.get(part)) is not None:
+                yield np.array([token], dtype=np.int32)
+            elif part:
+                yield self._plain(part.replace(guard, "") if guard else part)
+
+    def _plain(self, text: str) -> Tokens:
+        """Tokens of a text without special ones, however long a word in it is.
+
+        The pre-tokenizers of many BPE models run on ``std::regex``, which recurses once per character of a
+        match and overflows the stack somewhere beyond 16,000 (8 MB): such texts are cut, at a space where
+        there is one.
+        """
+        if not self._is_bpe or len(text) <= _MAX_CALL_CHARS:
+            return self._call(text, parse_special=False, add_special=False)
+        parts = []
+        start = 0
+        while start < len(text):
+            end = start + _MAX_CALL_CHARS
+            if end < len(text):
+                space = text.rfind(" ", start + _MAX_CALL_CHARS // 2, end)
+                end = space if space > 0 and not text[space - 1].isspace() else end
+            parts.append(self._call(text[start:end], parse_special=False, add_special=False))
+            start = end
+        return np.concatenate(parts)
+
+    def _call(self, text: str, *, parse_special: bool, add_special: bool) -> Tokens:
         data = text.encode("utf-8", "surrogatepass")
         capacity = len(data) + 16
         tokens = np.empty(capacity, dtype=np.int32)
@@ -61,22 +129,6 @@ class Vocab:
         if count < 0:
             raise LlamaGuardError(f"a text of {len(data)} bytes gave more than {capacity} tokens")
         return tokens[:count].copy()
-
-    def tokenize_guarded(self, text: str, guard: str) -> Tokens:
-        """Tokens of a rendered template in which ``guard`` breaks up every control token a user wrote.
-
-        The guard characters are dropped; what they broke up stays plain text. Follows llama.cpp's own
-        partition of a text by its special tokens (``tokenizer_st_partition``).
-        """
-        if guard not in text:
-            return self.tokenize(text, parse_special=True)
-        parts: list[Tokens] = []
-        for part in self._special_pattern.split(text) if self._special_pattern else [text]:
-            if (token := self._special_texts.get(part)) is not None:
-                parts.append(np.array([token], dtype=np.int32))
-            elif part:
-                parts.append(self.tokenize(part.replace(guard, ""), parse_special=False))
-        return np.concatenate(parts) if parts else np.empty(0, dtype=np.int32)
 
     def _table(self, *, special: bool) -> list[bytes]:
         buffer = ctypes.create_string_buffer(256)

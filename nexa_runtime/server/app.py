@@ -1,6 +1,6 @@
 """The application and the server around it.
 
-Owns the composition: routes, middleware, start and end. ``cli`` calls ``create_app`` and runs ``Server``;
+Owns the composition: routes, middleware, start and end. ``cli`` makes an ``App`` and runs a ``Server``;
 tests do the same.
 """
 
@@ -60,6 +60,7 @@ class App(Starlette):
             exception_handlers={NexaError: on_nexa_error, HTTPException: on_http_error},
             lifespan=self._lifespan,
         )
+        self.router.redirect_slashes = False  # a redirect would go to whatever host the client named
 
     @asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[State]:
@@ -120,10 +121,8 @@ def bind(settings: ServerSettings) -> socket.socket:
             settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         listener = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise ConfigError(
-            f"NEXA_HOST is {settings.host!r}, which is no address here ({error.strerror})."
-        ) from None
+    except (OSError, UnicodeError):
+        raise ConfigError(f"NEXA_HOST is {settings.host[:100]!r}, which is no address here.") from None
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)

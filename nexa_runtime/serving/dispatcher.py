@@ -14,7 +14,7 @@ from anyio.to_thread import run_sync
 
 from nexa_runtime.config import ServingSettings
 from nexa_runtime.engine.engine import News
-from nexa_runtime.errors import QueueFullError, ShuttingDownError
+from nexa_runtime.errors import InvalidRequestError, QueueFullError, ShuttingDownError
 from nexa_runtime.serving.pool import LoadedModel, ModelPool
 
 ResultT = TypeVar("ResultT")
@@ -36,7 +36,7 @@ class Dispatcher:
     @property
     def is_ready(self) -> bool:
         """Whether requests are taken."""
-        return not self._is_stopping
+        return not self._is_stopping and all(model.engine.is_alive for model in self.pool.models())
 
     @property
     def num_open(self) -> int:
@@ -71,7 +71,10 @@ class Dispatcher:
         """
         if self._is_stopping:
             raise ShuttingDownError
-        if self._num_admitted + count > model.slots + self.settings.max_queue:
+        room = model.slots + self.settings.max_queue
+        if count > room:
+            raise InvalidRequestError(f"This server takes at most {room} prompts at once.", param="prompt")
+        if self._num_admitted + count > room:
             raise QueueFullError(self.settings.max_queue)
         self._num_admitted += count
 

@@ -110,7 +110,7 @@ class Generation:
         self.model_name = model_name
         """The name that the client used, or the model's id."""
         self.clamped_max_tokens = clamped_max_tokens
-        """What ``max_tokens`` was lowered to, if it was."""
+        """What ``max_tokens`` was lowered to, for the choice with least room, if it was."""
         self.usage = Usage(prompt_tokens=sum(prompt_tokens))
         self.num_choices = len(prompt_tokens)
         self.keys = [model.engine.new_key() for _ in prompt_tokens]
@@ -122,7 +122,7 @@ class Generation:
         self._timer: asyncio.TimerHandle | None = None
         self._opened_at = time.monotonic()
         self._first_text_s: float | None = None
-        self._queue_s = 0.0
+        self._queue_s: float | None = None
 
     async def wait_first(self, timeout_s: float) -> None:
         """Wait for the first news, at most ``timeout_s`` seconds. Raises what ended the request before."""
@@ -170,8 +170,8 @@ class Generation:
             prompt_tokens=self.usage.prompt_tokens,
             cached_tokens=self.usage.cached_tokens,
             completion_tokens=self.usage.completion_tokens,
-            complete=not self._num_open,
-            queue_ms=round(self._queue_s * 1e3, 1),
+            ended=self._ending(),
+            queue_ms=None if self._queue_s is None else round(self._queue_s * 1e3, 1),
             first_text_ms=None if self._first_text_s is None else round(self._first_text_s * 1e3, 1),
             total_ms=round((time.monotonic() - self._opened_at) * 1e3, 1),
         )
@@ -194,7 +194,7 @@ class Generation:
             self._first_text_s = time.monotonic() - self._opened_at
         if delta.finish_reason is not None:
             self._num_open -= 1
-            self._queue_s = max(self._queue_s, delta.queue_s)
+            self._queue_s = max(self._queue_s or 0.0, delta.queue_s)
             self.usage.cached_tokens += delta.num_cached_tokens
         if self._inbox.error is not None:
             return
@@ -204,6 +204,12 @@ class Generation:
         elif delta.text or delta.finish_reason is not None:
             self._inbox.deltas.append(ChoiceDelta(index, delta.text, delta.finish_reason))
         self._inbox.news.set()
+
+    def _ending(self) -> str:
+        """For the log: complete, the code of what ended it, or that nobody waited for its end."""
+        if self._inbox.error is not None:
+            return getattr(self._inbox.error, "code", NexaError.code)
+        return "abandoned" if self._num_open else "complete"
 
     def _abort(self) -> None:
         if self._num_open:
@@ -227,6 +233,7 @@ class GenerationService:
 
         def tokenize() -> list[Tokens]:
             prompt = model.template.render(messages)
+            _check_size(model, prompt.text, param="messages")
             return [_with_bos(vocab, vocab.tokenize_guarded(prompt.text, prompt.guard))]
 
         return await self._start(model, 1, tokenize, options, param="messages")
@@ -239,6 +246,9 @@ class GenerationService:
         model = self._dispatcher.pool.resolve(options.model, Kind.COMPLETION)
 
         def tokenize() -> list[Tokens]:
+            for prompt in prompts:
+                if isinstance(prompt, str):
+                    _check_size(model, prompt, param="prompt")
             return [prompt_tokens(model.model.vocab, prompt, param="prompt") for prompt in prompts]
 
         return await self._start(model, len(prompts), tokenize, options, param="prompt")
@@ -259,14 +269,14 @@ class GenerationService:
         except BaseException:
             self._dispatcher.leave(num_choices)
             raise
-        longest = max(request.max_new_tokens for request in requests)
+        shortest = min(request.max_new_tokens for request in requests)
         asked = options.max_tokens
         generation = Generation(
             self._dispatcher,
             model=model,
             model_name=options.model or model.id,
             prompt_tokens=[len(prompt) for prompt in prompts],
-            clamped_max_tokens=longest if asked is not None and longest < asked else None,
+            clamped_max_tokens=shortest if asked is not None and shortest < asked else None,
         )
         try:
             generation.start(requests)
@@ -280,12 +290,7 @@ class GenerationService:
     ) -> GenerationRequest:
         room = model.max_sequence_tokens - len(prompt)
         if room < 1:
-            raise ContextLengthError(
-                prompt_tokens=len(prompt),
-                max_prompt_tokens=model.max_sequence_tokens - 1,
-                context_tokens=model.max_sequence_tokens,
-                param=param,
-            )
+            raise _too_long(model, len(prompt), param)
         sampling = options.sampling(model.sampling)
         if options.ignore_eos:
             sampling = replace(sampling, banned=model.model.vocab.eog_tokens)
@@ -299,6 +304,28 @@ class GenerationService:
             stops=options.stops,
             ignore_eos=options.ignore_eos,
         )
+
+
+def _check_size(model: LoadedModel, text: str, *, param: str) -> None:
+    """Refuse a text that is too long whatever its tokens are, without the work of counting them."""
+    piece_bytes = model.model.vocab.max_piece_bytes
+    if piece_bytes is None:
+        return
+    at_least = len(text.encode("utf-8", "surrogatepass")) // piece_bytes
+    if at_least >= model.max_sequence_tokens:
+        raise _too_long(model, at_least, param, is_lower_bound=True)
+
+
+def _too_long(
+    model: LoadedModel, num_tokens: int, param: str, *, is_lower_bound: bool = False
+) -> ContextLengthError:
+    return ContextLengthError(
+        prompt_tokens=num_tokens,
+        max_prompt_tokens=model.max_sequence_tokens - 1,
+        context_tokens=model.max_sequence_tokens,
+        param=param,
+        is_lower_bound=is_lower_bound,
+    )
 
 
 def prompt_tokens(vocab: Vocab, prompt: Prompt, *, param: str) -> Tokens:

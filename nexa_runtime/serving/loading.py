@@ -4,6 +4,7 @@ Owns how many KV cells fit into memory and what holds where a client is silent. 
 ``cli`` calls it and hands the result to the pool.
 """
 
+import math
 import os
 import time
 from pathlib import Path
@@ -18,8 +19,15 @@ from nexa_runtime.engine.generation_lane import GenerationLane
 from nexa_runtime.engine.kv_cache import KvCache, Reuse
 from nexa_runtime.engine.runner import Runner
 from nexa_runtime.engine.scheduler import MIN_PREFILL_TOKENS, Scheduler
-from nexa_runtime.errors import ModelFileError
-from nexa_runtime.llama import Context, ContextParams, EmbeddingContext, Model, SamplingParams
+from nexa_runtime.errors import ConfigError, ModelFileError
+from nexa_runtime.llama import (
+    MAX_SEQUENCE_IDS,
+    Context,
+    ContextParams,
+    EmbeddingContext,
+    Model,
+    SamplingParams,
+)
 from nexa_runtime.serving.pool import Kind, LoadedModel
 from nexa_runtime.telemetry import get_logger
 
@@ -31,7 +39,6 @@ _MEMORY_SHARE = 0.5
 
 _MIN_CELLS = 256
 _IDS_PER_SLOT = 2
-_MAX_SEQUENCE_IDS = 256
 
 _MAX_EMBEDDING_TOKENS = 2048
 """Longest input that a model which also generates embeds: its buffers grow with tokens x vocabulary."""
@@ -43,7 +50,7 @@ def load_model(settings: ModelSettings, engine_settings: EngineSettings) -> Load
     """Load the model that the settings name. Blocks. Raises ``ModelFileError``."""
     start = time.monotonic()
     is_demo = settings.model_id == DEMO_NAME
-    path = DEMO_PATH if is_demo else Path(settings.model_id).expanduser()
+    path = DEMO_PATH if is_demo else Path(os.path.expanduser(settings.model_id))
     model = Model.load(path, gpu_layers=settings.gpu_layers)
     names = tuple(dict.fromkeys([DEMO_NAME if is_demo else path.stem, *settings.served_names]))
     try:
@@ -55,6 +62,7 @@ def load_model(settings: ModelSettings, engine_settings: EngineSettings) -> Load
         "model_loaded",
         model=loaded.id,
         description=model.description,
+        parameters=model.num_parameters,
         kinds=sorted(kind.value for kind in loaded.kinds),
         slots=loaded.slots,
         kv_cells=loaded.num_cells,
@@ -68,10 +76,17 @@ def load_model(settings: ModelSettings, engine_settings: EngineSettings) -> Load
 def plan_cells(model: Model, settings: EngineSettings, *, available_bytes: int) -> int:
     """How many KV cells to make: as asked, else slots x the model's context as far as memory allows.
 
+    Raises ``ConfigError`` when as many as asked do not fit.
+
     ``available_bytes`` of main memory, of which the weights take their part; a GPU has its own and is asked
     by trying (``_make_context``).
     """
     if settings.ctx_size is not None:
+        needed_bytes = settings.ctx_size * model.kv_cell_bytes
+        if needed_bytes > available_bytes and not model.is_on_gpu:
+            needed, free = (f"{size / 2**30:.1f} GiB" for size in (needed_bytes, available_bytes))
+            sentence = f"NEXA_CTX_SIZE is {settings.ctx_size}: that takes {needed}, and {free} are free."
+            raise ConfigError(sentence)
         return settings.ctx_size
     wanted = settings.slots * model.context_tokens
     if model.is_on_gpu:
@@ -147,7 +162,7 @@ def _make_loaded(model: Model, names: tuple[str, ...], settings: EngineSettings)
 def _make_context(model: Model, settings: EngineSettings) -> Context:
     """A context with as many cells as planned; on a GPU that has less memory, half of them, and so on."""
     num_cells = plan_cells(model, settings, available_bytes=available_memory_bytes())
-    num_ids = min(_IDS_PER_SLOT * settings.slots, _MAX_SEQUENCE_IDS)
+    num_ids = min(_IDS_PER_SLOT * settings.slots, MAX_SEQUENCE_IDS)
     while True:
         params = ContextParams(
             num_cells=num_cells,
@@ -210,20 +225,28 @@ def _make_template(model: Model) -> ChatTemplate:
 
 
 def _default_sampling(model: Model) -> SamplingParams:
-    """llama.cpp's defaults, overridden by ``general.sampling.*`` of the model file."""
+    """llama.cpp's defaults, overridden by ``general.sampling.*`` of the file, where that makes sense."""
     base = SamplingParams()
 
-    def number(key: str, default: float) -> float:
-        try:
-            return float(model.metadata[f"general.sampling.{key}"])
-        except (KeyError, ValueError):
+    def number(key: str, default: float, low: float, high: float) -> float:
+        text = model.metadata.get(f"general.sampling.{key}")
+        if text is None:
             return default
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if low <= value <= high:
+            return value
+        _log.warning("sampling_metadata_ignored", key=key, value=text[:50])
+        return default
 
+    last_n = int(number("penalty_last_n", base.penalty_last_n, -1, model.context_tokens))
     return SamplingParams(
-        temperature=number("temp", base.temperature),
-        top_k=int(number("top_k", base.top_k)),
-        top_p=number("top_p", base.top_p),
-        min_p=number("min_p", base.min_p),
-        repeat_penalty=number("penalty_repeat", base.repeat_penalty),
-        penalty_last_n=max(int(number("penalty_last_n", base.penalty_last_n)), 0),
+        temperature=number("temp", base.temperature, 0, 10),
+        top_k=int(number("top_k", base.top_k, -1, model.vocab.size)),
+        top_p=number("top_p", base.top_p, 0, 1),
+        min_p=number("min_p", base.min_p, 0, 1),
+        repeat_penalty=number("penalty_repeat", base.repeat_penalty, 0.01, 10),
+        penalty_last_n=model.context_tokens if last_n < 0 else last_n,
     )

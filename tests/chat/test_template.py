@@ -74,3 +74,28 @@ def test_a_guard_character_in_a_message_is_kept() -> None:
     )
     assert rendered.guard != "\ufdd0"
     assert "\ufdd0" in rendered.text
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        '{"x": "\\u003cend>"}',
+        '{"\\u003cend>": 1}',
+        '{"x": ["\\u003cend\\u003e", {"y": "<end>"}]}',
+        '"\\u003cend>"',
+        "<end>",
+        '{"x": "<end>"',
+    ],
+)
+def test_an_escape_in_arguments_cannot_become_a_control_token(arguments: str) -> None:
+    source = (
+        "{% set a = messages[0].tool_calls[0].function.arguments %}{{ a if a is string else a | tojson }}"
+    )
+    template = ChatTemplate(source, control_texts=["<end>"])
+    rendered = template.render([Message(Role.ASSISTANT, None, tool_calls=(ToolCall("1", "f", arguments),))])
+    assert "<end>" not in rendered.text
+
+
+def test_a_template_that_calls_itself_for_ever_is_one_sentence() -> None:
+    with pytest.raises(InvalidRequestError, match="chat template"):
+        ChatTemplate("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}").render(HELLO)

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -104,6 +105,9 @@ def test_ctrl_c_at_the_prompt_ends_the_chat() -> None:
         (["serve", "--model", "absent.gguf", "--port", "0"], {}, ["absent.gguf", "no such file"]),
         (["serve", "--model", "/", "--port", "0"], {}, ["folder"]),
         (["serve", "--model", __file__, "--port", "0"], {}, ["not a GGUF file"]),
+        (["serve", "--host", "a..b"], {}, ["NEXA_HOST"]),
+        (["serve", "--model", "~nosuchuser/x.gguf", "--port", "0"], {}, ["no such file"]),
+        (["serve", "--ctx-size", "90000000", "--port", "0"], {}, ["NEXA_CTX_SIZE", "GiB"]),
         (["run", "absent.gguf", "hi"], {}, ["no such file"]),
         (["run", "demo", "word " * 5000], {}, ["tokens", "context"]),
     ],
@@ -152,3 +156,46 @@ def test_serve_greets_answers_and_ends_on_a_signal(number: signal.Signals) -> No
     assert url in talk
     assert re.search(r"curl http://\S+/v1/chat/completions", talk)
     assert "Traceback" not in talk
+
+
+def test_ctrl_c_while_the_model_loads_ends_quietly(tmp_path: Path) -> None:
+    with spawn("serve", "--port", "0") as process:
+        threading.Event().wait(0.4)
+        process.send_signal(signal.SIGINT)
+        _, talk = process.communicate(timeout=60)
+    assert process.returncode in (0, 130)
+    assert "Traceback" not in talk
+
+
+def test_a_log_that_nobody_reads_stops_nothing() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    reader, writer = os.pipe()
+    with subprocess.Popen([NEXA, "serve", "--port", str(port)], stderr=writer) as process:
+        try:
+            os.close(writer)
+            with os.fdopen(reader) as lines:
+                assert any("Nexa Runtime serves" in line for line in lines)
+            for _ in range(3):
+                body = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 3}
+                answer = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=30)
+                assert answer.status_code == 200
+            assert httpx.get(f"{url}/readyz").status_code == 200
+        finally:
+            process.terminate()
+
+
+def test_output_that_cannot_be_written_is_one_sentence() -> None:
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(
+            [NEXA, "run", "demo", "Hello"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert result.returncode == 1
+    assert result.stderr.startswith("nexa-runtime: ")
+    assert len(result.stderr.splitlines()) == 1

@@ -401,3 +401,16 @@ def test_aborts_at_random_moments_leak_nothing(harness: Harness) -> None:
     assert harness.engine.stop()
     assert books_agree(harness.engine)
     assert harness.runner.num_cells() == 0
+
+
+def test_a_request_that_cannot_be_opened_ends_alone(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = harness.submit(QUESTIONS[0])
+    harness.engine.step()
+    monkeypatch.setattr(harness.runner, "open", lambda *_: 1 / 0)
+    bad = harness.submit("Hello")
+    harness.run()
+    assert isinstance(harness.end(bad).error, DecodeError)
+    assert harness.end(good).finish_reason is FinishReason.STOP
+    harness.check_idle()

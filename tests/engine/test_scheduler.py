@@ -348,3 +348,20 @@ def test_random_schedules_lose_nothing(
     stats = scheduler.stats()
     assert (stats.num_running, stats.num_waiting) == (0, 0)
     assert stats.num_used_cells == runner.num_used()
+
+
+def test_a_step_that_only_frees_cells_teaches_the_budget_nothing() -> None:
+    scheduler, runner = make_scheduler(slots=2), FakeRunner()
+    scheduler._budget.observe(StepPlan((Chunk(make_sequence(1, 9), 8, 1, True, True),), ()), 0.1)
+    before = scheduler._budget._decode_step_s
+    scheduler.add(make_sequence(2, 9, max_new=9), 0.0)
+    plan = scheduler.schedule(0.0)
+    assert plan is not None
+    scheduler.commit(plan, runner.execute(plan))
+    sequence = plan.chunks[0].sequence
+    scheduler.finish(sequence, FinishReason.ERROR)
+    plan = scheduler.schedule(0.0)
+    assert plan is not None
+    assert not plan.chunks
+    scheduler.commit(plan, StepResult(1e-6, {}, {}))
+    assert scheduler._budget._decode_step_s == before

@@ -158,3 +158,11 @@ def test_logits_without_a_finite_best_are_an_error(temperature: float, value: fl
     with pytest.raises(DecodeError, match="finite"):
         sampler.sample(np.full(VOCAB, value, dtype=np.float32))
     sampler.close()
+
+
+@pytest.mark.parametrize("temperature", [1e-6, 1e-38, 5e-324])
+def test_a_tiny_temperature_is_greedy(temperature: float) -> None:
+    row = logits(4)
+    sampler = Sampler(SamplingParams(temperature=temperature), VOCAB, PROMPT)
+    assert sampler.sample(row.copy()) == int(row.argmax())
+    sampler.close()

@@ -1,11 +1,16 @@
 """Tokens and text, and who may write control tokens."""
 
+import threading
+from pathlib import Path
+
+import gguf
 import numpy as np
 import pytest
 
 from nexa_runtime.chat.messages import Message, Role
 from nexa_runtime.chat.template import ChatTemplate
 from nexa_runtime.llama import Model
+from nexa_runtime.serving.loading import DEMO_PATH
 
 START, END = "<|im_start|>", "<|im_end|>"
 
@@ -62,3 +67,45 @@ def test_the_guarded_way_gives_the_same_tokens_where_there_is_nothing_to_guard(m
     plain = model.vocab.tokenize(text, parse_special=True)
     guarded = model.vocab.tokenize_guarded(text + "\ufdd0", "\ufdd0")
     assert guarded.tolist() == plain.tolist()
+
+
+def test_long_texts_and_many_control_tokens_give_the_tokens_of_their_parts(model: Model) -> None:
+    vocab = model.vocab
+    word = vocab.tokenize("hello world ", parse_special=False).tolist()
+    many = vocab.tokenize("hello world " * 5000, parse_special=False)
+    assert text_of(model, many.tolist()) == "hello world " * 5000
+    assert len(many) <= len(word) * 5000
+    (end,) = vocab.tokenize(END, parse_special=True).tolist()
+    assert vocab.tokenize(END * 20_000, parse_special=True).tolist() == [end] * 20_000
+    unbroken = vocab.tokenize("a" * 100_000, parse_special=True, add_special=True)
+    assert text_of(model, unbroken.tolist()) == "a" * 100_000
+
+
+@pytest.mark.parametrize("pre", ["gpt-4o", "tekken", "deepseek-v3", "falcon", "default"])
+def test_a_long_word_cannot_overflow_the_stack_of_a_pre_tokenizer(tmp_path: Path, pre: str) -> None:
+    source, path = gguf.GGUFReader(DEMO_PATH), tmp_path / "model.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    for key, field in source.fields.items():
+        if key.startswith("GGUF.") or key == "general.architecture":
+            continue
+        value = pre if key == "tokenizer.ggml.pre" else field.contents()
+        sub_type = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
+        writer.add_key_value(key, value, field.types[0], sub_type)
+    for tensor in source.tensors:
+        writer.add_tensor(tensor.name, tensor.data)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    model = Model.load(path)
+    lengths: list[int] = []
+
+    def tokenize() -> None:
+        for text in ("a", " ", "1", "!", "\n", "é", "aA"):
+            lengths.append(len(model.vocab.tokenize(text * 60_000, parse_special=False)))
+
+    thread = threading.Thread(target=tokenize)  # the stack of a worker thread, as when serving
+    thread.start()
+    thread.join()
+    model.close()
+    assert len(lengths) == 7

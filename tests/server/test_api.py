@@ -412,3 +412,106 @@ def test_several_kinds_of_sampling_share_one_engine(server: LiveServer) -> None:
     ]
     for one in fields:
         assert server.chat("Hello", max_tokens=8, **one).status_code == 200
+
+
+def test_unknown_fields_inside_are_named_too(server: LiveServer) -> None:
+    message = {
+        "role": "user",
+        "content": [{"type": "text", "text": "Hi", "cache": 1}],
+        "mood": "good",
+        "audio": None,
+    }
+    body = {"messages": [message], "max_tokens": 1, "stream_options": {"x": 1}, "stream": False}
+    response = server.http.post("/v1/chat/completions", json=body)
+    ignored = "stream_options.x, messages[0].mood, messages[0].content[0].cache"
+    assert response.headers["x-nexa-ignored"] == ignored
+
+
+def test_the_least_of_several_lowered_caps_is_told(server: LiveServer) -> None:
+    room = server.loaded.max_sequence_tokens
+    body = {"prompt": [[5] * (room - 3), [5]], "max_tokens": 4, "ignore_eos": True}
+    response = server.http.post("/v1/completions", json=body)
+    assert response.headers["x-nexa-clamped"] == "max_tokens=3"
+
+
+def test_a_body_of_very_many_objects_is_refused_unparsed(server: LiveServer) -> None:
+    many = b'{"messages": [' + b"{}," * 60_000 + b"{}]}"
+    response = server.http.post("/v1/chat/completions", content=many)
+    assert response.status_code == 400
+    assert "objects and lists" in error_of(response)["message"]
+    text = json.dumps({"messages": [{"role": "user", "content": "{[" * 60_000}]}).encode()
+    refused = server.http.post("/v1/chat/completions", content=text)
+    assert error_of(refused)["code"] == "context_length_exceeded"
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        b'"stop": [' + b"1," * 400_000 + b"1]",
+        b'"logit_bias": {' + b",".join(b'"x%d": 1' % index for index in range(100_000)) + b"}",
+        b'"messages": [{"role": "user", "content": [' + b"1," * 400_000 + b"1]}]",
+        b'"messages": [' + b"1," * 400_000 + b"1]",
+    ],
+    ids=["stop", "bias", "parts", "messages"],
+)
+def test_very_many_wrong_items_are_one_error(server: LiveServer, field: bytes) -> None:
+    prefix = b'{"messages": [{"role": "user", "content": "hi"}], ' if b"messages" not in field else b"{"
+    response = server.http.post("/v1/chat/completions", content=prefix + field + b"}")
+    assert response.status_code == 400
+    assert len(response.content) < 1000
+
+
+def test_more_prompts_than_the_server_can_ever_take_is_400(make_server: Any) -> None:
+    server = make_server(NEXA_SLOTS=1, NEXA_MAX_QUEUE=1)
+    response = server.http.post("/v1/completions", json={"prompt": ["a", "b", "c"], "max_tokens": 1})
+    assert response.status_code == 400
+    assert "at most 2 prompts" in error_of(response)["message"]
+
+
+def test_odd_paths(server: LiveServer) -> None:
+    assert server.http.get("/health/").status_code == 404
+    assert server.http.get("/v1/models/").status_code == 404
+
+
+def test_every_field_of_openai_is_in_the_tables() -> None:
+    from openai.types import completion_create_params, embedding_create_params
+    from openai.types.chat import completion_create_params as chat_create_params
+
+    from nexa_runtime.server.protocol.parameters import CHAT, COMPLETION, EMBEDDING
+
+    def fields(params: Any) -> set[str]:
+        return {name for cls in params.__mro__ for name in getattr(cls, "__annotations__", {})}
+
+    assert fields(chat_create_params.CompletionCreateParamsBase) | {"stream"} <= set(CHAT)
+    assert fields(completion_create_params.CompletionCreateParamsBase) | {"stream"} <= set(COMPLETION)
+    assert fields(embedding_create_params.EmbeddingCreateParams) <= set(EMBEDDING)
+
+
+@pytest.mark.parametrize("endpoint", ["/v1/chat/completions", "/v1/completions", "/v1/embeddings"])
+def test_each_field_does_what_its_table_says(server: LiveServer, endpoint: str) -> None:
+    from nexa_runtime.server.protocol import parameters
+
+    tables: dict[str, tuple[Any, Any]] = {
+        "/v1/chat/completions": (parameters.CHAT, {"messages": HI, "max_tokens": 1}),
+        "/v1/completions": (parameters.COMPLETION, {"prompt": "hi", "max_tokens": 1}),
+        "/v1/embeddings": (parameters.EMBEDDING, {"input": "hi"}),
+    }
+    table, body = tables[endpoint]
+    for name, support in table.items():
+        odd = {"wrong": ["type"]}
+        response = server.http.post(endpoint, json={**body, name: odd})
+        error = response.json().get("error", {})
+        if support is parameters.Support.HARMLESS:
+            assert response.status_code == 200, name
+        elif support is parameters.Support.REFUSED:
+            assert (error["code"], error["param"]) == ("unsupported_parameter", name)
+        elif name not in ("stream_options", "logit_bias"):
+            assert (response.status_code, error["param"]) == (400, name)
+        assert "x-nexa-ignored" not in response.headers or name == "stream_options"
+
+
+def test_a_sequence_that_outgrows_the_pool_ends_with_length(make_server: Any) -> None:
+    server = make_server(NEXA_CTX_SIZE=512)
+    body = server.chat("Hello", ignore_eos=True).json()
+    assert body["choices"][0]["finish_reason"] == "length"
+    assert body["usage"]["total_tokens"] == 512

@@ -4,17 +4,25 @@ Source: OpenAI's chat completions API.
 """
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from nexa_runtime.chat.messages import Message, Role, ToolCall
 from nexa_runtime.engine.sequence import FinishReason
 from nexa_runtime.errors import InvalidRequestError, UnsupportedParameterError
-from nexa_runtime.server.protocol.common import CommonRequest, WireModel, finish_name, usage_body
+from nexa_runtime.server.protocol.common import (
+    CommonRequest,
+    WireModel,
+    at_most,
+    finish_name,
+    usage_body,
+)
 from nexa_runtime.serving.generation import GenerationOptions, Usage
 
 MAX_MESSAGES = 2048
+MAX_PARTS = 1024
+MAX_TOOL_CALLS = 128
 
 
 class FunctionCallWire(WireModel):
@@ -29,6 +37,7 @@ class ToolCallWire(WireModel):
 
     id: str
     function: FunctionCallWire
+    type: str | None = None
 
 
 class ContentPart(WireModel):
@@ -42,16 +51,16 @@ class MessageWire(WireModel):
     """One message."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[ContentPart] | None = None
+    content: Annotated[str | list[ContentPart] | None, at_most(MAX_PARTS)] = None
     name: str | None = None
-    tool_calls: list[ToolCallWire] | None = Field(None, max_length=128)
+    tool_calls: Annotated[list[ToolCallWire] | None, at_most(MAX_TOOL_CALLS)] = None
     tool_call_id: str | None = None
 
 
 class ChatRequest(CommonRequest):
     """A body of ``/v1/chat/completions``, null fields left out."""
 
-    messages: list[MessageWire] = Field(min_length=1, max_length=MAX_MESSAGES)
+    messages: Annotated[list[MessageWire], at_most(MAX_MESSAGES), Field(min_length=1)]
     max_completion_tokens: int | None = Field(None, ge=-1, le=2**31)
 
     def to_options(self) -> GenerationOptions:

@@ -6,7 +6,7 @@ Owns the shared fields, their ranges and caps, and the translation of pydantic's
 from collections.abc import Mapping, Sequence
 from typing import Annotated, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from nexa_runtime.engine.sequence import FinishReason
 from nexa_runtime.errors import InvalidRequestError
@@ -22,9 +22,20 @@ Bias = Annotated[float, Field(ge=-100, le=100)]
 
 
 class WireModel(BaseModel):
-    """Strict types, no NaN, unknown fields left to ``parameters``."""
+    """Strict types, no NaN; unknown fields are kept, for ``unknown_fields`` to name."""
 
-    model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False, frozen=True)
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False, frozen=True)
+
+
+def at_most(max_items: int) -> BeforeValidator:
+    """Refuse a longer list or object before its items are looked at, each of which could add an error."""
+
+    def check(value: object) -> object:
+        if isinstance(value, (list, dict)) and len(value) > max_items:
+            raise ValueError(f"must have at most {max_items} entries")
+        return value
+
+    return BeforeValidator(check)
 
 
 class StreamOptions(WireModel):
@@ -43,11 +54,11 @@ class CommonRequest(WireModel):
     top_k: int | None = Field(None, ge=-1, le=2**31 - 1)
     min_p: float | None = Field(None, ge=0, le=1)
     seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
-    stop: str | list[str] | None = None
+    stop: Annotated[str | list[str] | None, at_most(MAX_STOPS)] = None
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    repeat_penalty: float | None = Field(None, gt=0, le=10)
-    logit_bias: dict[str, Bias] | None = Field(None, max_length=MAX_LOGIT_BIAS)
+    repeat_penalty: float | None = Field(None, ge=0.01, le=10)
+    logit_bias: Annotated[dict[str, Bias] | None, at_most(MAX_LOGIT_BIAS)] = None
     ignore_eos: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -63,8 +74,6 @@ class CommonRequest(WireModel):
     @classmethod
     def _check_stops(cls, value: str | list[str] | None) -> str | list[str] | None:
         stops = [value] if isinstance(value, str) else value or []
-        if len(stops) > MAX_STOPS:
-            raise ValueError(f"must be at most {MAX_STOPS} texts")
         if any(len(stop.encode("utf-8", "surrogatepass")) > MAX_STOP_BYTES for stop in stops):
             raise ValueError(f"must be texts of at most {MAX_STOP_BYTES} bytes")
         return value
@@ -112,6 +121,51 @@ def parse(cls: type[RequestT], fields: Mapping[str, object]) -> RequestT:
         raise InvalidRequestError(f"{param or 'The body'}: {message}.", param=param or None) from None
 
 
+def unknown_fields(model: BaseModel, path: str = "") -> list[str]:
+    """Where in a request there are fields that nobody reads, nulls aside, such as ``messages[0].mood``."""
+    found = [f"{path}{name}" for name, value in (model.model_extra or {}).items() if value is not None]
+    for name in type(model).model_fields:
+        value = getattr(model, name)
+        if isinstance(value, BaseModel):
+            found += unknown_fields(value, f"{path}{name}.")
+        elif isinstance(value, list):
+            for index, item in enumerate(value):
+                if isinstance(item, BaseModel):
+                    found += unknown_fields(item, f"{path}{name}[{index}].")
+    return found
+
+
+def check_texts_or_tokens(value: object, max_items: int) -> list[str | list[int]]:
+    """One text, several, token ids, or several lists of these; one entry each.
+
+    Looks at types in bulk: a body of a million wrong items costs no more than one.
+    """
+    shape = "must be a text, a list of texts, token ids, or a list of these"
+    if isinstance(value, str):
+        return [value]
+    if not isinstance(value, list) or not value:
+        raise ValueError(shape)
+    kinds = set(map(type, value))
+    if kinds == {int}:
+        return [_token_ids(value, shape)]
+    if len(value) > max_items:
+        raise ValueError(f"must have at most {max_items} entries")
+    if kinds == {str}:
+        return list(value)
+    if kinds == {list}:
+        return [_token_ids(item, shape) for item in value]
+    raise ValueError(shape)
+
+
+def _token_ids(value: list[object], shape: str) -> list[int]:
+    if set(map(type, value)) != {int}:
+        raise ValueError(shape)
+    ids = [token for token in value if isinstance(token, int)]
+    if not 0 <= min(ids) <= max(ids) < 2**31:
+        raise ValueError("must have token ids from 0 on")
+    return ids
+
+
 def field_path(body: object, loc: Sequence[int | str], *, is_missing: bool = False) -> str:
     """A place in a body such as ``messages[0].content``; pydantic's names of union members are left out."""
     path = ""
@@ -133,6 +187,7 @@ def _sentence(body: object, error: ValidationError) -> tuple[str, str]:
         is_missing = item["type"] == "missing"
         path = field_path(body, item["loc"], is_missing=is_missing)
         text = "is required" if is_missing else item["msg"].removeprefix("Value error, ")
+        text = "an object" if item["type"] in ("model_type", "model_attributes_type") else text
         by_path.setdefault(path, []).append(text.removeprefix("Input should be "))
     path = max(by_path, key=lambda path: path.count(".") + path.count("["))
     texts = list(dict.fromkeys(by_path[path]))

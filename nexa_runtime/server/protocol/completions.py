@@ -4,36 +4,32 @@ Source: OpenAI's legacy completions API.
 """
 
 from collections.abc import Mapping
-from typing import Annotated
 
-from pydantic import Field
+from pydantic import field_validator
 
 from nexa_runtime.engine.sequence import FinishReason
-from nexa_runtime.server.protocol.common import CommonRequest, finish_name, usage_body
-from nexa_runtime.serving.generation import Prompt, Usage
+from nexa_runtime.server.protocol.common import (
+    CommonRequest,
+    check_texts_or_tokens,
+    finish_name,
+    usage_body,
+)
+from nexa_runtime.serving.generation import Usage
 
 MAX_PROMPTS = 64
 
-TokenIds = Annotated[list[Annotated[int, Field(ge=0, le=2**31 - 1)]], Field(min_length=1)]
-
 
 class CompletionRequest(CommonRequest):
-    """A body of ``/v1/completions``, null fields left out. ``prompt``: one or several, text or token ids."""
+    """A body of ``/v1/completions``, null fields left out. ``prompt``: an entry per choice, text or token
+    ids.
+    """
 
-    prompt: (
-        str
-        | TokenIds
-        | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS)]
-        | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_PROMPTS)]
-    )
+    prompt: list[str | list[int]]
 
-    def to_prompts(self) -> list[Prompt]:
-        """One entry per choice."""
-        if isinstance(self.prompt, str):
-            return [self.prompt]
-        if isinstance(self.prompt[0], int):
-            return [[token for token in self.prompt if isinstance(token, int)]]
-        return [prompt for prompt in self.prompt if not isinstance(prompt, int)]
+    @field_validator("prompt", mode="plain")
+    @classmethod
+    def _check_prompt(cls, value: object) -> list[str | list[int]]:
+        return check_texts_or_tokens(value, MAX_PROMPTS)
 
 
 class CompletionWriter:

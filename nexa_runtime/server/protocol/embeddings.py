@@ -5,38 +5,28 @@ Source: OpenAI's embeddings API; base64 is little-endian float32.
 
 import base64
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from nexa_runtime.server.protocol.common import WireModel
-from nexa_runtime.server.protocol.completions import TokenIds
+from nexa_runtime.server.protocol.common import WireModel, check_texts_or_tokens
 from nexa_runtime.serving.embedding import Embeddings
-from nexa_runtime.serving.generation import Prompt
 
 MAX_INPUTS = 2048
 
 
 class EmbeddingRequest(WireModel):
-    """A body of ``/v1/embeddings``, null fields left out. ``input``: one or several, text or token ids."""
+    """A body of ``/v1/embeddings``, null fields left out. ``input``: an entry per vector."""
 
-    input: (
-        str
-        | TokenIds
-        | Annotated[list[str], Field(min_length=1, max_length=MAX_INPUTS)]
-        | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_INPUTS)]
-    )
+    input: list[str | list[int]]
     model: str | None = Field(None, max_length=512)
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = Field(None, ge=1, le=2**20)
 
-    def to_inputs(self) -> list[Prompt]:
-        """One entry per vector."""
-        if isinstance(self.input, str):
-            return [self.input]
-        if isinstance(self.input[0], int):
-            return [[token for token in self.input if isinstance(token, int)]]
-        return [one for one in self.input if not isinstance(one, int)]
+    @field_validator("input", mode="plain")
+    @classmethod
+    def _check_input(cls, value: object) -> list[str | list[int]]:
+        return check_texts_or_tokens(value, MAX_INPUTS)
 
 
 def response(request: EmbeddingRequest, embeddings: Embeddings) -> Mapping[str, object]:

@@ -82,8 +82,8 @@ EMBEDDING: Mapping[str, Support] = {
 }
 
 _ASKS_FOR_NOTHING: Mapping[str, Callable[[object], bool]] = {
-    "n": lambda value: value == 1,
-    "best_of": lambda value: value == 1,
+    "n": lambda value: value == 1 and value is not True,
+    "best_of": lambda value: value == 1 and value is not True,
     "logprobs": lambda value: value is False,
     "top_logprobs": lambda value: value == 0,
     "echo": lambda value: value is False,

@@ -7,7 +7,7 @@ from nexa_runtime.server.body import read_json_object
 from nexa_runtime.server.errors import json_response
 from nexa_runtime.server.ignored import ignored_header
 from nexa_runtime.server.protocol import embeddings as wire_format
-from nexa_runtime.server.protocol.common import parse
+from nexa_runtime.server.protocol.common import parse, unknown_fields
 from nexa_runtime.server.protocol.parameters import EMBEDDING, split_fields
 from nexa_runtime.server.services import services
 from nexa_runtime.server.stream import while_connected
@@ -18,9 +18,10 @@ async def embeddings(request: Request) -> Response:
     body = await read_json_object(request, services(request).settings)
     fields, unknown = split_fields(body, EMBEDDING)
     wire = parse(wire_format.EmbeddingRequest, fields)
-    inputs = wire.to_inputs()
     result = await while_connected(
         request,
-        services(request).embedding.embed(inputs, model_name=wire.model, dimensions=wire.dimensions),
+        services(request).embedding.embed(wire.input, model_name=wire.model, dimensions=wire.dimensions),
     )
-    return json_response(wire_format.response(wire, result), headers=ignored_header(unknown))
+    return json_response(
+        wire_format.response(wire, result), headers=ignored_header([*unknown, *unknown_fields(wire)])
+    )

@@ -9,7 +9,7 @@ from starlette.responses import Response
 from nexa_runtime.server.body import read_json_object
 from nexa_runtime.server.ignored import ignored_header
 from nexa_runtime.server.protocol.chat import ChatRequest, ChatWriter
-from nexa_runtime.server.protocol.common import CommonRequest, parse
+from nexa_runtime.server.protocol.common import CommonRequest, parse, unknown_fields
 from nexa_runtime.server.protocol.completions import CompletionRequest, CompletionWriter
 from nexa_runtime.server.protocol.parameters import CHAT, COMPLETION, split_fields
 from nexa_runtime.server.services import services
@@ -32,7 +32,7 @@ async def completions(request: Request) -> Response:
     body = await read_json_object(request, services(request).settings)
     fields, unknown = split_fields(body, COMPLETION)
     wire = parse(CompletionRequest, fields)
-    generation = await services(request).generation.open_completion(wire.to_prompts(), wire.options())
+    generation = await services(request).generation.open_completion(wire.prompt, wire.options())
     writer = CompletionWriter(f"cmpl-{uuid.uuid4().hex}", int(time.time()), generation.model_name)
     return await _answer(request, wire, generation, writer, unknown)
 
@@ -40,7 +40,7 @@ async def completions(request: Request) -> Response:
 async def _answer(
     request: Request, wire: CommonRequest, generation: Generation, writer: Writer, unknown: list[str]
 ) -> Response:
-    headers = ignored_header(unknown)
+    headers = ignored_header([*unknown, *unknown_fields(wire)])
     if generation.clamped_max_tokens is not None:
         headers["x-nexa-clamped"] = f"max_tokens={generation.clamped_max_tokens}"
     if wire.stream:
