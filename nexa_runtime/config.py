@@ -82,6 +82,12 @@ class EngineSettings(_Slice):
         le=8192,
         description="most tokens that one engine step computes",
     )
+    kv: Literal["unified", "split"] = Field(
+        "unified",
+        validation_alias="NEXA_KV",
+        description="unified: any sequence may use all KV cells, and prefixes are shared;"
+        " split: each slot has an equal part of its own, and nothing is shared between live sequences",
+    )
     itl_target_ms: float | None = Field(
         None,
         validation_alias="NEXA_ITL_TARGET_MS",

@@ -47,6 +47,7 @@ PortFlag = Annotated[str | None, _option(ServerSettings, "port", "--port")]
 CtxSizeFlag = Annotated[str | None, _option(EngineSettings, "ctx_size", "--ctx-size")]
 SlotsFlag = Annotated[str | None, _option(EngineSettings, "slots", "--slots")]
 ThreadsFlag = Annotated[str | None, _option(EngineSettings, "threads", "--threads")]
+KvFlag = Annotated[str | None, _option(EngineSettings, "kv", "--kv")]
 StepTokensFlag = Annotated[str | None, _option(EngineSettings, "step_tokens", "--step-tokens")]
 GpuLayersFlag = Annotated[str | None, _option(ModelSettings, "gpu_layers", "--gpu-layers")]
 
@@ -61,6 +62,7 @@ def serve(
     slots: SlotsFlag = None,
     threads: ThreadsFlag = None,
     step_tokens: StepTokensFlag = None,
+    kv: KvFlag = None,
     gpu_layers: GpuLayersFlag = None,
 ) -> None:
     """Serve a model over HTTP, as OpenAI does; without arguments the bundled demo model."""
@@ -73,6 +75,7 @@ def serve(
         NEXA_SLOTS=slots,
         NEXA_THREADS=threads,
         NEXA_STEP_TOKENS=step_tokens,
+        NEXA_KV=kv,
         NEXA_GPU_LAYERS=gpu_layers,
     )
     serve_command.serve(settings)

@@ -31,11 +31,14 @@ Cells = npt.NDArray[np.int32]
 class Reuse(Enum):
     """What a model's memory can give up.
 
-    ANY_PREFIX: each position stands for itself, so any common prefix can be kept. WHOLE: the state is one
-    piece (recurrent and hybrid models), so it is of use only to a prompt that continues all of it.
+    ANY_PREFIX: each position stands for itself, so any common prefix can be kept and shared. OWN_PREFIX: so
+    it is, but each id has cells of its own (split KV): the id of an ended sequence is taken over and cut
+    back, and nothing is shared. WHOLE: the state is one piece (recurrent and hybrid models), so it is of use
+    only to a prompt that continues all of it, once its sequence has ended.
     """
 
     ANY_PREFIX = "any prefix"
+    OWN_PREFIX = "own prefix"
     WHOLE = "whole"
 
 
@@ -106,13 +109,20 @@ class KvCache:
         for holding in self._holdings.values():
             if holding.sequence.cache_namespace != sequence.cache_namespace:
                 continue
+            if not self.is_shared and not holding.is_resident:
+                continue
             end = min(limit, holding.num_ready)
             if end <= best.num_tokens or (self._reuse is Reuse.WHOLE and end < holding.num_ready):
                 continue
             common = common_prefix(sequence.tokens(0, end), holding.sequence.tokens(0, end))
-            if common > best.num_tokens and (self._reuse is Reuse.ANY_PREFIX or common == end):
+            if common > best.num_tokens and (self._reuse is not Reuse.WHOLE or common == end):
                 best = Match(holding, common)
         return best
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether a live sequence's prefix can be used by another."""
+        return self._reuse is Reuse.ANY_PREFIX
 
     @property
     def has_free_id(self) -> bool:
@@ -120,19 +130,25 @@ class KvCache:
         return bool(self._free_ids)
 
     def takes_over(self, match: Match) -> bool:
-        """Whether all that a resident holds is matched: then its id is used on, and nothing is copied."""
+        """Whether a resident's id is used on, and nothing is copied: all it holds is matched, or must be."""
         source = match.holding
-        return source is not None and source.is_resident and source.num_cells == match.num_tokens
+        if source is None or not source.is_resident:
+            return False
+        return self._reuse is Reuse.OWN_PREFIX or source.num_cells == match.num_tokens
 
     def attach(self, sequence: Sequence, match: Match) -> list[KvOperation]:
         """Give ``sequence`` an id that holds its matched prefix. An id is free, or one is taken over."""
         source = match.holding
         if source is not None and self.takes_over(match):
+            operations: list[KvOperation] = []
+            if source.num_cells > match.num_tokens:
+                self._let_go(source, match.num_tokens)
+                operations.append(Truncate(source.sequence_id, match.num_tokens))
             source.sequence = sequence
             self._touch(source)
             sequence.sequence_id = source.sequence_id
             sequence.num_computed = match.num_tokens
-            return []
+            return operations
         sequence_id = self._free_ids.pop()
         holding = Holding(sequence_id, sequence, np.empty(max(256, sequence.num_known), np.int32), 0, 0)
         self._holdings[sequence_id] = holding

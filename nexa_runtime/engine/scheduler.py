@@ -260,7 +260,7 @@ class Scheduler:
     def _attach(self, sequence: Sequence) -> bool:
         """Give a sequence its id and the prefix that is there; False while a leader computes more of it."""
         match = self._kv.match(sequence)
-        if self._has_leader(sequence, match.num_tokens):
+        if self._kv.is_shared and self._has_leader(sequence, match.num_tokens):
             return False
         if not self._kv.has_free_id and not self._kv.takes_over(match):
             residents = self._kv.evictable(sequence.share, self._accounts.weights(), breaks_floors=True)

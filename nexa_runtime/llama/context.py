@@ -40,7 +40,8 @@ class DecodeStatus(Enum):
 class ContextParams:
     """Sizes of a context. ``num_cells`` in tokens over all sequences; ``max_rows`` tokens in one step.
 
-    ``max_outputs`` is at least ``num_sequence_ids``: llama.cpp reserves one for each.
+    ``max_outputs`` is at least ``num_sequence_ids``: llama.cpp reserves one for each. ``is_unified``: any
+    sequence may use all cells; else each has an equal part of its own.
     """
 
     num_cells: int
@@ -48,6 +49,7 @@ class ContextParams:
     max_rows: int
     max_outputs: int
     num_threads: int
+    is_unified: bool = True
 
 
 class Batch:
@@ -115,7 +117,7 @@ class Batch:
 
 
 class Context:
-    """One context with a unified KV cache: any sequence may use any cell.
+    """One context and its KV cache.
 
     One step is one micro-batch (``n_batch == n_ubatch``): bounded in time and all-or-nothing in failure.
     """
@@ -135,7 +137,9 @@ class Context:
         raw.n_seq_max = params.num_sequence_ids
         raw.n_outputs_max = params.max_outputs
         raw.n_threads = raw.n_threads_batch = params.num_threads
-        raw.kv_unified = True
+        raw.kv_unified = params.is_unified
+        # A sliding-window model keeps all its cells: any prefix can be reused, not only one inside the window.
+        raw.swa_full = True
         raw.no_perf = True
         raw.abort_callback = ctypes.cast(ctypes.CDLL(None).strlen, C.ggml_abort_callback)
         raw.abort_callback_data = ctypes.cast(self._abort_flag, ctypes.c_void_p)
@@ -149,6 +153,8 @@ class Context:
             self.close()
             raise ModelFileError(model.path, "it has no KV cache, so it cannot generate text")
         self.num_cells: int = C.llama_n_ctx(self.pointer)
+        self.num_sequence_cells: int = C.llama_n_ctx_seq(self.pointer)
+        """Cells that one sequence may have."""
 
     def make_batch(self) -> Batch:
         """A batch of this context's sizes."""
@@ -178,7 +184,12 @@ class Context:
         return bool(C.llama_memory_seq_rm(self._memory, sequence_id, start, -1))
 
     def copy(self, source_id: int, target_id: int, num_tokens: int) -> None:
-        """Let ``target_id``, which is empty, share the first ``num_tokens`` cells of ``source_id``."""
+        """Let ``target_id``, which is empty, share the first ``num_tokens`` cells of ``source_id``.
+
+        Unified KV only: between cells of their own, llama.cpp aborts on a copy of a part.
+        """
+        if not self.params.is_unified:
+            raise LlamaGuardError("a copied prefix in a split KV cache")
         if source_id == target_id or not 0 < num_tokens <= self.num_cached(source_id):
             raise LlamaGuardError(f"a copy of {num_tokens} tokens from id {source_id} to {target_id}")
         if self.num_cached(target_id):

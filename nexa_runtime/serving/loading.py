@@ -154,7 +154,7 @@ def _make_loaded(model: Model, names: tuple[str, ...], settings: EngineSettings)
         template=_make_template(model),
         sampling=_default_sampling(model),
         slots=settings.slots,
-        max_sequence_tokens=0 if context is None else min(model.context_tokens, context.num_cells),
+        max_sequence_tokens=0 if context is None else min(model.context_tokens, context.num_sequence_cells),
         max_embedding_tokens=max_embedding_tokens,
     )
 
@@ -162,7 +162,10 @@ def _make_loaded(model: Model, names: tuple[str, ...], settings: EngineSettings)
 def _make_context(model: Model, settings: EngineSettings) -> Context:
     """A context with as many cells as planned; on a GPU that has less memory, half of them, and so on."""
     num_cells = plan_cells(model, settings, available_bytes=available_memory_bytes())
-    num_ids = min(_IDS_PER_SLOT * settings.slots, MAX_SEQUENCE_IDS)
+    is_unified = settings.kv == "unified"
+    num_ids = min(_IDS_PER_SLOT * settings.slots, MAX_SEQUENCE_IDS) if is_unified else settings.slots
+    if not is_unified:
+        _log.info("kv_split", sharing="none between live sequences", cells_per_slot=num_cells // num_ids)
     while True:
         params = ContextParams(
             num_cells=num_cells,
@@ -170,6 +173,7 @@ def _make_context(model: Model, settings: EngineSettings) -> Context:
             max_rows=_step_tokens(settings),
             max_outputs=num_ids,
             num_threads=_num_threads(settings),
+            is_unified=is_unified,
         )
         try:
             return Context(model, params)
@@ -192,10 +196,11 @@ def _num_threads(settings: EngineSettings) -> int:
 def _make_lane(
     model: Model, context: Context, accounts: Accounts, settings: EngineSettings
 ) -> GenerationLane:
+    reuse = Reuse.ANY_PREFIX if context.params.is_unified else Reuse.OWN_PREFIX
     kv_cache = KvCache(
         num_ids=context.params.num_sequence_ids,
         num_cells=context.num_cells,
-        reuse=Reuse.WHOLE if model.has_one_state else Reuse.ANY_PREFIX,
+        reuse=Reuse.WHOLE if model.has_one_state else reuse,
     )
     scheduler = Scheduler(
         slots=settings.slots,

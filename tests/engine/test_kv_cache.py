@@ -95,6 +95,19 @@ def test_a_state_that_is_one_piece_is_reused_whole_or_not_at_all() -> None:
     assert cache.match(make(4, [1, 2, 3, 4])).num_tokens == 3
 
 
+def test_split_cells_are_taken_over_and_cut_back_and_never_shared() -> None:
+    cache = KvCache(num_ids=2, num_cells=100, reuse=Reuse.OWN_PREFIX)
+    first = make(1, [1, 2, 3, 4])
+    run(cache, first)
+    second = make(2, [1, 2, 9])
+    assert cache.match(second).num_tokens == 0
+    end(cache, first)
+    assert cache.attach(second, cache.match(second)) == [Truncate(0, 2)]
+    second.state = SequenceState.RUNNING
+    assert (second.sequence_id, second.num_computed, cache.num_free_cells) == (0, 2, 98)
+    cache.check_integrity([second])
+
+
 def test_other_namespaces_are_not_seen() -> None:
     cache = KvCache(num_ids=4, num_cells=100)
     run(cache, make(1, [1, 2, 3], tenant="a"))

@@ -114,6 +114,24 @@ def test_an_abort_ends_a_step(context: Context, batch: Batch) -> None:
     assert context.decode(batch) is DecodeStatus.ABORTED
 
 
+def test_copies_that_llama_cannot_make(model: Model, context: Context, batch: Batch) -> None:
+    batch.add(0, np.full(8, 5, dtype=np.int32), 0, wants_logits=False)
+    batch.add(1, ONE, 0, wants_logits=False)
+    assert context.decode(batch) is DecodeStatus.OK
+    for source, target, count in ((0, 0, 8), (0, 2, 9), (0, 2, 0), (0, 9, 4), (9, 2, 4), (0, 1, 4)):
+        with pytest.raises(LlamaGuardError):
+            context.copy(source, target, count)
+    context.copy(0, 2, 5)
+    assert context.num_cached(2) == 5
+    split = Context(model, ContextParams(1024, 4, 32, 4, 2, is_unified=False))
+    split_batch = split.make_batch()
+    split_batch.add(0, np.full(8, 5, dtype=np.int32), 0, wants_logits=False)
+    assert split.decode(split_batch) is DecodeStatus.OK
+    with pytest.raises(LlamaGuardError, match="split"):
+        split.copy(0, 1, 4)
+    split.close()
+
+
 def test_more_cells_than_the_machine_has_is_an_error(model: Model) -> None:
     with pytest.raises(ModelFileError, match="cannot load the model"):
         Context(model, ContextParams(2**31 - 256, 4, 32, 4, 1))

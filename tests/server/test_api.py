@@ -1,6 +1,7 @@
 """The API over real HTTP: answers, defaults, headers, and what is refused."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -515,3 +516,39 @@ def test_a_sequence_that_outgrows_the_pool_ends_with_length(make_server: Any) ->
     body = server.chat("Hello", ignore_eos=True).json()
     assert body["choices"][0]["finish_reason"] == "length"
     assert body["usage"]["total_tokens"] == 512
+
+
+def test_split_kv_gives_the_same_answers_and_reuses_what_has_ended(make_server: Any) -> None:
+    server = make_server(NEXA_KV="split", NEXA_SLOTS=2, NEXA_CTX_SIZE=2048)
+    assert server.loaded.max_sequence_tokens == 1024
+    for _ in range(3):
+        body = server.chat(FRANCE, temperature=0).json()
+        assert body["choices"][0]["message"]["content"] == ANSWER
+    assert body["usage"]["prompt_tokens_details"]["cached_tokens"] == body["usage"]["prompt_tokens"] - 1
+    with ThreadPoolExecutor(6) as pool:
+        answers = list(pool.map(lambda _: server.chat(FRANCE, temperature=0).json(), range(12)))
+    assert {answer["choices"][0]["message"]["content"] for answer in answers} == {ANSWER}
+
+
+def test_eight_requests_with_one_system_prompt_compute_it_once(make_server: Any) -> None:
+    server = make_server()
+    system = "You are a careful and friendly helper. " * 90
+    vocab = server.loaded.model.vocab
+    num_system = len(vocab.tokenize(system, parse_special=False))
+    assert num_system >= 1000
+
+    def ask(index: int) -> dict[str, Any]:
+        messages = [
+            {"role": "system", "content": system},
+            {"role": "user", "content": f"What is {index} + 4?"},
+        ]
+        body = {"messages": messages, "max_tokens": 8}
+        usage: dict[str, Any] = server.http.post("/v1/chat/completions", json=body).json()["usage"]
+        return usage
+
+    with ThreadPoolExecutor(8) as pool:
+        usages = list(pool.map(ask, range(8)))
+    cached = [usage["prompt_tokens_details"]["cached_tokens"] for usage in usages]
+    assert sum(count > num_system - 32 for count in cached) == 7
+    tails = sum(usage["prompt_tokens"] - num_system for usage in usages)
+    assert server.totals.num_prefill_rows <= 1.1 * (num_system + tails)
