@@ -6,8 +6,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Self
 
+import gguf
 import httpx
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +19,7 @@ from nexa_runtime.engine.engine import Engine
 from nexa_runtime.engine.generation_lane import StepCounts
 from nexa_runtime.llama import Context, ContextParams, DecodeStatus, Model
 from nexa_runtime.server.app import App, Server, bind
-from nexa_runtime.serving.loading import load_model
+from nexa_runtime.serving.loading import DEMO_PATH, load_model
 from nexa_runtime.serving.pool import LoadedModel, ModelPool
 
 NEAR_TIE = 0.05
@@ -161,3 +163,27 @@ def assert_same_or_near_tie(model: Model, prompt: npt.NDArray[np.int32], left: s
     finally:
         context.close()
     assert gap < NEAR_TIE, f"{left!r} and {right!r} part at a gap of {gap}"
+
+
+def copy_model(out: Path, *, without: str = "", **changes: object) -> Path:
+    """The bundled model with other metadata: ``changes`` by the last part of their key.
+
+    Keys that start with ``without`` are left out; what is not a text is written as a float.
+    """
+    source = gguf.GGUFReader(DEMO_PATH)
+    writer = gguf.GGUFWriter(out, "llama")
+    for key, field in source.fields.items():
+        if key.startswith("GGUF.") or key == "general.architecture" or (without and key.startswith(without)):
+            continue
+        value = changes.pop(key.rsplit(".", 1)[-1], field.contents())
+        sub_type = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
+        writer.add_key_value(key, value, field.types[0], sub_type)
+    for name, value in changes.items():
+        writer.add_float32(f"{without}{name}", float(str(value)))
+    for tensor in source.tensors:
+        writer.add_tensor(tensor.name, tensor.data)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return out

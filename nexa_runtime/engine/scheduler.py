@@ -11,6 +11,7 @@ token budget is spent. With nobody decoding, prompts take the whole step.
 from collections import Counter
 from dataclasses import dataclass
 
+from nexa_runtime.engine.budget import PrefillBudget
 from nexa_runtime.engine.fair_queue import Accounts, FairQueue
 from nexa_runtime.engine.kv_cache import Holding, KvCache, Match, common_prefix
 from nexa_runtime.engine.sequence import (
@@ -28,51 +29,11 @@ PREFILL_WORK = 1.0
 DECODE_WORK = 2.0
 """Work units of one token: a decode row costs about twice a prefill row in a mixed step."""
 
-MIN_PREFILL_TOKENS = 32
-"""Prefill's part of a mixed step; prompts never starve. Also the grain of the budget, so that step shapes
-recur.
-"""
-
 MIN_SHARED_TOKENS = 16
 """A shorter prefix is not worth waiting for."""
 
 OUTPUT_RESERVE = 64
 """Cells kept for the answer when a sequence is let in; longer answers take what is there, or preempt."""
-
-_SMOOTHING = 0.2
-
-
-class PrefillBudget:
-    """How many prompt tokens may ride with the decode rows: as many as keep the step inside its target.
-
-    ``target_s``: seconds that a mixed step may take; None: twice the time of a decode-only step. Learned
-    online from measured steps: the time of decode-only steps, and the time a prompt token adds.
-    """
-
-    def __init__(self, max_tokens: int, target_s: float | None = None) -> None:
-        self._max_tokens = max_tokens
-        self._target_s = target_s
-        self._decode_step_s: float | None = None
-        self._prefill_token_s: float | None = None
-
-    def tokens(self) -> int:
-        """The budget of the next mixed step, a multiple of ``MIN_PREFILL_TOKENS``."""
-        if self._decode_step_s is None or self._prefill_token_s is None:
-            return MIN_PREFILL_TOKENS
-        target_s = 2 * self._decode_step_s if self._target_s is None else self._target_s
-        affordable = int(max(target_s - self._decode_step_s, 0.0) / self._prefill_token_s)
-        grains = max(1, affordable // MIN_PREFILL_TOKENS)
-        return min(grains * MIN_PREFILL_TOKENS, self._max_tokens)
-
-    def observe(self, plan: StepPlan, elapsed_s: float) -> None:
-        """Learn from a step's time, in seconds."""
-        num_prefill = plan.num_rows - plan.num_decode_rows
-        if not num_prefill:
-            self._decode_step_s = _smooth(self._decode_step_s, elapsed_s)
-        elif num_prefill >= MIN_PREFILL_TOKENS:
-            decode_s = (self._decode_step_s or 0.0) if plan.num_decode_rows else 0.0
-            per_token_s = max(elapsed_s - decode_s, 0.1 * elapsed_s) / num_prefill
-            self._prefill_token_s = _smooth(self._prefill_token_s, per_token_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -388,7 +349,3 @@ def _chunk(sequence: Sequence, count: int) -> Chunk:
         wants_token=sequence.num_pending == count,
         is_decode=sequence.is_decoding,
     )
-
-
-def _smooth(old: float | None, new: float) -> float:
-    return new if old is None else old + _SMOOTHING * (new - old)

@@ -126,10 +126,11 @@ class Context:
         if not 1 <= params.num_sequence_ids <= MAX_SEQUENCE_IDS:
             raise LlamaGuardError(f"{params.num_sequence_ids} sequence ids, not 1 to {MAX_SEQUENCE_IDS}")
         if params.max_outputs < params.num_sequence_ids:
-            raise LlamaGuardError(f"{params.max_outputs} outputs for {params.num_sequence_ids} sequence ids")
+            counts = f"{params.max_outputs} outputs for {params.num_sequence_ids} sequence ids"
+            raise LlamaGuardError(counts)
         self.params = params
         self.vocab_size = model.vocab.size
-        # strlen over this buffer is llama.cpp's abort callback: 0 goes on, 1 stops, and it needs no GIL.
+        # strlen over this buffer is llama.cpp's abort callback: 0 goes on, 1 stops. It needs no GIL.
         self._abort_flag = ctypes.create_string_buffer(2)
         raw = C.llama_context_default_params()
         raw.n_ctx = params.num_cells

@@ -16,8 +16,9 @@ from nexa_runtime.engine.engine import News
 from nexa_runtime.errors import InputTooLongError, InvalidRequestError, RequestTimeoutError
 from nexa_runtime.llama import Vocab, normalised
 from nexa_runtime.serving.dispatcher import Dispatcher
-from nexa_runtime.serving.generation import DEFAULT_TENANT, Prompt, Tokens, prompt_tokens
+from nexa_runtime.serving.generation import DEFAULT_TENANT
 from nexa_runtime.serving.pool import Kind, LoadedModel
+from nexa_runtime.serving.prompts import Prompt, Tokens, prompt_tokens
 from nexa_runtime.telemetry import get_logger
 
 _log = get_logger("serving")

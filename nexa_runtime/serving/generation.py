@@ -12,26 +12,28 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import anyio
-import numpy as np
-import numpy.typing as npt
 
 from nexa_runtime.chat.messages import Message
 from nexa_runtime.engine.engine import News
 from nexa_runtime.engine.generation_lane import Delta, GenerationRequest
 from nexa_runtime.engine.sequence import FinishReason, TenantShare
 from nexa_runtime.errors import (
-    ContextLengthError,
-    InvalidRequestError,
     NexaError,
     RequestTimeoutError,
 )
-from nexa_runtime.llama import SamplingParams, Vocab
+from nexa_runtime.llama import SamplingParams
 from nexa_runtime.serving.dispatcher import Dispatcher
 from nexa_runtime.serving.pool import Kind, LoadedModel
+from nexa_runtime.serving.prompts import (
+    Prompt,
+    Tokens,
+    check_bias,
+    check_size,
+    prompt_tokens,
+    too_long,
+    with_bos,
+)
 from nexa_runtime.telemetry import get_logger
-
-Tokens = npt.NDArray[np.int32]
-Prompt = str | Sequence[int]
 
 DEFAULT_TENANT = TenantShare("demo")
 
@@ -233,8 +235,8 @@ class GenerationService:
 
         def tokenize() -> list[Tokens]:
             prompt = model.template.render(messages)
-            _check_size(model, prompt.text, param="messages")
-            return [_with_bos(vocab, vocab.tokenize_guarded(prompt.text, prompt.guard))]
+            check_size(model, prompt.text, param="messages")
+            return [with_bos(vocab, vocab.tokenize_guarded(prompt.text, prompt.guard))]
 
         return await self._start(model, 1, tokenize, options, param="messages")
 
@@ -248,7 +250,7 @@ class GenerationService:
         def tokenize() -> list[Tokens]:
             for prompt in prompts:
                 if isinstance(prompt, str):
-                    _check_size(model, prompt, param="prompt")
+                    check_size(model, prompt, param="prompt")
             return [prompt_tokens(model.model.vocab, prompt, param="prompt") for prompt in prompts]
 
         return await self._start(model, len(prompts), tokenize, options, param="prompt")
@@ -263,7 +265,7 @@ class GenerationService:
     ) -> Generation:
         self._dispatcher.admit(model, num_choices)
         try:
-            _check_bias(model.model.vocab, options)
+            check_bias(model.model.vocab, options.logit_bias)
             prompts = await self._dispatcher.prepare(tokenize)
             requests = [self._request(model, prompt, options, param) for prompt in prompts]
         except BaseException:
@@ -290,7 +292,7 @@ class GenerationService:
     ) -> GenerationRequest:
         room = model.max_sequence_tokens - len(prompt)
         if room < 1:
-            raise _too_long(model, len(prompt), param)
+            raise too_long(model, len(prompt), param)
         sampling = options.sampling(model.sampling)
         if options.ignore_eos:
             sampling = replace(sampling, banned=model.model.vocab.eog_tokens)
@@ -304,52 +306,3 @@ class GenerationService:
             stops=options.stops,
             ignore_eos=options.ignore_eos,
         )
-
-
-def _check_size(model: LoadedModel, text: str, *, param: str) -> None:
-    """Refuse a text that is too long whatever its tokens are, without the work of counting them."""
-    piece_bytes = model.model.vocab.max_piece_bytes
-    if piece_bytes is None:
-        return
-    at_least = len(text.encode("utf-8", "surrogatepass")) // piece_bytes
-    if at_least >= model.max_sequence_tokens:
-        raise _too_long(model, at_least, param, is_lower_bound=True)
-
-
-def _too_long(
-    model: LoadedModel, num_tokens: int, param: str, *, is_lower_bound: bool = False
-) -> ContextLengthError:
-    return ContextLengthError(
-        prompt_tokens=num_tokens,
-        max_prompt_tokens=model.max_sequence_tokens - 1,
-        context_tokens=model.max_sequence_tokens,
-        param=param,
-        is_lower_bound=is_lower_bound,
-    )
-
-
-def prompt_tokens(vocab: Vocab, prompt: Prompt, *, param: str) -> Tokens:
-    """A client's own text or token ids as tokens, at least one. Raises ``InvalidRequestError``."""
-    if isinstance(prompt, str):
-        tokens = vocab.tokenize(prompt, parse_special=True, add_special=True)
-    elif prompt and not 0 <= min(prompt) <= max(prompt) < vocab.size:
-        raise InvalidRequestError(f"Token ids of this model are 0 to {vocab.size - 1}.", param=param)
-    else:
-        tokens = np.array(prompt, dtype=np.int32)
-    if not len(tokens):
-        raise InvalidRequestError(f"{param} has no tokens.", param=param)
-    return tokens
-
-
-def _with_bos(vocab: Vocab, tokens: Tokens) -> Tokens:
-    """Some templates write the first token themselves, some leave it to the tokenizer."""
-    if not vocab.adds_bos or (len(tokens) and tokens[0] == vocab.bos_token):
-        return tokens
-    return np.concatenate([np.array([vocab.bos_token], dtype=np.int32), tokens])
-
-
-def _check_bias(vocab: Vocab, options: GenerationOptions) -> None:
-    for token, _ in options.logit_bias:
-        if not 0 <= token < vocab.size:
-            message = f"logit_bias names the token {token}; this model has 0 to {vocab.size - 1}."
-            raise InvalidRequestError(message, param="logit_bias")

@@ -12,13 +12,14 @@ from pathlib import Path
 import nexa_runtime
 from nexa_runtime.chat.template import CHATML, ChatTemplate, TemplateSyntaxError
 from nexa_runtime.config import EngineSettings, ModelSettings
+from nexa_runtime.engine.budget import MIN_PREFILL_TOKENS
 from nexa_runtime.engine.embedder import EmbeddingLane
 from nexa_runtime.engine.engine import Engine
 from nexa_runtime.engine.fair_queue import Accounts
 from nexa_runtime.engine.generation_lane import GenerationLane
 from nexa_runtime.engine.kv_cache import KvCache, Reuse
 from nexa_runtime.engine.runner import Runner
-from nexa_runtime.engine.scheduler import MIN_PREFILL_TOKENS, Scheduler
+from nexa_runtime.engine.scheduler import Scheduler
 from nexa_runtime.errors import ConfigError, ModelFileError
 from nexa_runtime.llama import (
     MAX_SEQUENCE_IDS,

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nexa_runtime.engine.budget import MIN_PREFILL_TOKENS, PrefillBudget
 from nexa_runtime.engine.fair_queue import Accounts
 from nexa_runtime.engine.kv_cache import KvCache, Reuse
-from nexa_runtime.engine.scheduler import MIN_PREFILL_TOKENS, PrefillBudget, Scheduler
+from nexa_runtime.engine.scheduler import Scheduler
 from nexa_runtime.engine.sequence import (
     Advance,
     Chunk,

@@ -3,14 +3,13 @@
 import threading
 from pathlib import Path
 
-import gguf
 import numpy as np
 import pytest
 
 from nexa_runtime.chat.messages import Message, Role
 from nexa_runtime.chat.template import ChatTemplate
 from nexa_runtime.llama import Model
-from nexa_runtime.serving.loading import DEMO_PATH
+from tests.support import copy_model
 
 START, END = "<|im_start|>", "<|im_end|>"
 
@@ -83,21 +82,7 @@ def test_long_texts_and_many_control_tokens_give_the_tokens_of_their_parts(model
 
 @pytest.mark.parametrize("pre", ["gpt-4o", "tekken", "deepseek-v3", "falcon", "default"])
 def test_a_long_word_cannot_overflow_the_stack_of_a_pre_tokenizer(tmp_path: Path, pre: str) -> None:
-    source, path = gguf.GGUFReader(DEMO_PATH), tmp_path / "model.gguf"
-    writer = gguf.GGUFWriter(path, "llama")
-    for key, field in source.fields.items():
-        if key.startswith("GGUF.") or key == "general.architecture":
-            continue
-        value = pre if key == "tokenizer.ggml.pre" else field.contents()
-        sub_type = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
-        writer.add_key_value(key, value, field.types[0], sub_type)
-    for tensor in source.tensors:
-        writer.add_tensor(tensor.name, tensor.data)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    model = Model.load(path)
+    model = Model.load(copy_model(tmp_path / "model.gguf", pre=pre))
     lengths: list[int] = []
 
     def tokenize() -> None:

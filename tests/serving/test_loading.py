@@ -2,32 +2,18 @@
 
 from pathlib import Path
 
-import gguf
 import pytest
 
 from nexa_runtime.config import load_settings
 from nexa_runtime.errors import ConfigError
 from nexa_runtime.llama import Model, SamplingParams
-from nexa_runtime.serving.loading import DEMO_PATH, load_model, plan_cells
+from nexa_runtime.serving.loading import load_model, plan_cells
+from tests.support import copy_model
 
 
 def with_metadata(path: Path, **changes: float) -> Path:
     """The bundled model with other ``general.sampling.*``."""
-    source = gguf.GGUFReader(DEMO_PATH)
-    writer = gguf.GGUFWriter(path, "llama")
-    for key, field in source.fields.items():
-        if not key.startswith(("GGUF.", "general.sampling.")) and key != "general.architecture":
-            sub_type = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
-            writer.add_key_value(key, field.contents(), field.types[0], sub_type)
-    for name, value in changes.items():
-        writer.add_float32(f"general.sampling.{name}", value)
-    for tensor in source.tensors:
-        writer.add_tensor(tensor.name, tensor.data)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+    return copy_model(path, without="general.sampling.", **changes)
 
 
 def sampling_of(path: Path) -> SamplingParams:
