@@ -139,7 +139,7 @@ class Context:
         raw.n_outputs_max = params.max_outputs
         raw.n_threads = raw.n_threads_batch = params.num_threads
         raw.kv_unified = params.is_unified
-        # A sliding-window model keeps all its cells, so that any prefix can be reused, not only the last part.
+        # A sliding-window model keeps all its cells: any prefix can be reused, not only the last part of it.
         raw.swa_full = True
         raw.no_perf = True
         raw.abort_callback = ctypes.cast(ctypes.CDLL(None).strlen, C.ggml_abort_callback)
