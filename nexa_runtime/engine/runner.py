@@ -5,11 +5,10 @@ nothing and changes no sequence. When a step fails, the sequences are tried one 
 at fault ends. The engine thread calls it.
 """
 
+import math
 import time
 from collections import Counter
 from typing import assert_never
-
-import numpy as np
 
 from nexa_runtime.engine.sequence import (
     Chunk,
@@ -126,9 +125,11 @@ class Runner:
             return
         logits = self._context.logits(len(keys))
         samplers = [self._samplers[key] for key in keys]
-        if all(sampler.params.is_plain_greedy for sampler in samplers) and np.isfinite(logits.max()):
-            tokens.update(zip(keys, sample_greedy(logits), strict=True))
-            return
+        if all(sampler.params.is_plain_greedy for sampler in samplers):
+            best = sample_greedy(logits)
+            if all(math.isfinite(row[token]) for row, token in zip(logits, best, strict=True)):
+                tokens.update(zip(keys, best, strict=True))
+                return
         for key, sampler, row in zip(keys, samplers, logits, strict=True):
             try:
                 token = sampler.sample(row)

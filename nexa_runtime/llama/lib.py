@@ -11,9 +11,11 @@ from collections import deque
 
 # On an abort llama.cpp would start a debugger to print a backtrace; that hangs in containers.
 os.environ.setdefault("GGML_NO_BACKTRACE", "1")
-# Threads that spin while they wait take the cores from Python and from each other: measured with two threads
-# beside another busy process, 40 steps took 0.08 s with PASSIVE and 0.35 to 14 s without.
+# llama.cpp's OpenMP threads meet hundreds of times a step. Spinning for ever between, they take the cores from
+# Python and from each other; sleeping at once, they lose a third of the speed (0.5B Q4_K_M, two cores, one row:
+# 31 ms a step asleep, 18 spinning, 19 with a short spin; beside one busy process 32, 111 and 48).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 import llama_cpp.llama_cpp as C
 
