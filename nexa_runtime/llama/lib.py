@@ -12,8 +12,9 @@ from collections import deque
 # On an abort llama.cpp would start a debugger to print a backtrace; that hangs in containers.
 os.environ.setdefault("GGML_NO_BACKTRACE", "1")
 # llama.cpp's OpenMP threads meet hundreds of times a step. Spinning for ever between, they take the cores
-# from Python and from each other; sleeping at once, they lose a third of the speed (0.5B Q4_K_M, two cores, one
-# row: 31 ms a step asleep, 18 spinning, 19 with a short spin; beside one busy process 32, 111 and 48).
+# from Python and from each other; sleeping at once, they lose a third of the speed. Measured with a model of
+# 0.5B (Q4_K_M) on two cores, ms a step of one row: 31 asleep, 18 spinning, 19 with a short spin; beside one
+# busy process 32, 111 and 48.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
