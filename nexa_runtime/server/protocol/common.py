@@ -4,7 +4,7 @@ Owns the shared fields, their ranges and caps, and the translation of pydantic's
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, TypeVar
+from typing import Annotated, TypeVar, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
@@ -15,6 +15,7 @@ from nexa_runtime.serving.generation import GenerationOptions, Usage
 MAX_STOPS = 16
 MAX_STOP_BYTES = 256
 MAX_LOGIT_BIAS = 1024
+MAX_TOKEN_IDS = 2**20
 
 RequestT = TypeVar("RequestT", bound="WireModel")
 
@@ -145,11 +146,11 @@ def check_texts_or_tokens(value: object, max_items: int) -> list[str | list[int]
         return [value]
     if not isinstance(value, list) or not value:
         raise ValueError(shape)
-    kinds = set(map(type, value))
-    if kinds == {int}:
+    if type(value[0]) is int:
         return [_token_ids(value, shape)]
     if len(value) > max_items:
         raise ValueError(f"must have at most {max_items} entries")
+    kinds = set(map(type, value))
     if kinds == {str}:
         return list(value)
     if kinds == {list}:
@@ -158,9 +159,11 @@ def check_texts_or_tokens(value: object, max_items: int) -> list[str | list[int]
 
 
 def _token_ids(value: list[object], shape: str) -> list[int]:
+    if len(value) > MAX_TOKEN_IDS:
+        raise ValueError(f"must have at most {MAX_TOKEN_IDS} token ids")
     if set(map(type, value)) != {int}:
         raise ValueError(shape)
-    ids = [token for token in value if isinstance(token, int)]
+    ids = cast(list[int], value)
     if not 0 <= min(ids) <= max(ids) < 2**31:
         raise ValueError("must have token ids from 0 on")
     return ids
