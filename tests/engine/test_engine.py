@@ -1,6 +1,5 @@
 """The engine on the bundled model: every way a sequence can end, and that neighbours change nothing."""
 
-import threading
 import time
 from collections.abc import Callable, Iterator
 
@@ -335,7 +334,7 @@ def test_shutdown_ends_everything_and_leaves_no_thread(harness: Harness) -> None
     for key in keys:
         assert isinstance(harness.end(key).error, ShuttingDownError)
     assert harness.runner.num_cells() == 0
-    assert "nexa-engine" not in [thread.name for thread in threading.enumerate()]
+    assert not harness.engine.is_alive
     with pytest.raises(ShuttingDownError):
         harness.submit("Hello")
 
