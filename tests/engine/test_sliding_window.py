@@ -4,9 +4,9 @@ from pathlib import Path
 
 import gguf
 import numpy as np
-from tests.support import LiveServer, free_settings
 
 from nexa_runtime.serving.loading import DEMO_PATH
+from tests.support import LiveServer, free_settings
 
 WIDTH, INNER, HEADS, HEAD, LAYERS, WINDOW = 64, 128, 4, 16, 4, 32
 
