@@ -13,8 +13,11 @@ import numpy.typing as npt
 
 from nexa_runtime.engine.fair_queue import Accounts
 from nexa_runtime.engine.sequence import TenantShare, Tokens
-from nexa_runtime.errors import NexaError
+from nexa_runtime.errors import DecodeError, NexaError
 from nexa_runtime.llama import MAX_INPUTS, EmbeddingContext
+from nexa_runtime.telemetry import get_logger
+
+_log = get_logger("engine.embedder")
 
 Vectors = npt.NDArray[np.float32]
 
@@ -92,12 +95,15 @@ class EmbeddingLane:
             return False
         try:
             self._embed(batch)
-        except NexaError:
+        except Exception as error:  # noqa: BLE001 - whatever went wrong here ends nothing else
+            _log.warning("embedding_batch_failed", error=str(error))
             for job, count in batch:  # one by one, so that only the one at fault ends
                 try:
                     self._embed([(job, count)])
-                except NexaError as error:
+                except Exception as error:  # noqa: BLE001
                     self._close(job.key)
+                    if not isinstance(error, NexaError):
+                        error = DecodeError(f"an internal error ({type(error).__name__})")
                     emit(Embedded(job.key, None, error))
         for job, _ in batch:
             if job.is_done:
@@ -110,6 +116,11 @@ class EmbeddingLane:
         for key in list(self._jobs):
             self._close(key)
             emit(Embedded(key, None, error))
+
+    def interrupt(self) -> None:
+        """Make a running ``step`` return soon, where llama.cpp can. Any thread; for shutdown."""
+        if self._context is not None:
+            self._context.request_abort()
 
     def close(self) -> None:
         """Free the context."""

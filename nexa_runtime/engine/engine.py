@@ -93,6 +93,8 @@ class Engine:
             self._is_stopping = True
         if self.generation is not None:
             self.generation.runner.interrupt()
+        if self.embedding is not None:
+            self.embedding.interrupt()
         self._wake.set()
         if self._thread.is_alive():
             self._thread.join(timeout_s)
@@ -126,7 +128,8 @@ class Engine:
                 if not self.step():
                     if self.generation is not None:
                         self.generation.log_idle()
-                    self._wake.wait()
+                    if not self._is_stopping:  # stop's wake-up may have been cleared with the inbox's
+                        self._wake.wait()
             except Exception as error:  # noqa: BLE001 - a bug must not leave clients waiting for ever
                 _log.exception("step_crashed")
                 self._fail_all(DecodeError(f"an internal error ({type(error).__name__})"))

@@ -137,9 +137,12 @@ class KvCache:
         return self._reuse is Reuse.OWN_PREFIX or source.num_cells == match.num_tokens
 
     def attach(self, sequence: Sequence, match: Match) -> list[KvOperation]:
-        """Give ``sequence`` an id that holds its matched prefix. An id is free, or one is taken over."""
+        """Give ``sequence`` an id that holds its matched prefix. An id is free, or the match is resident.
+
+        With no id free, the resident that is matched is cut back and taken over.
+        """
         source = match.holding
-        if source is not None and self.takes_over(match):
+        if source is not None and (self.takes_over(match) or not self._free_ids):
             operations: list[KvOperation] = []
             if source.num_cells > match.num_tokens:
                 self._let_go(source, match.num_tokens)

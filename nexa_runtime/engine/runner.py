@@ -150,15 +150,17 @@ class Runner:
         assert sequence_id is not None
         if self._context.num_cached(sequence_id) > chunk.start:
             self._context.remove(sequence_id, chunk.start)
-        if self._context.num_cached(sequence_id) != chunk.start:
+        is_lost = self._context.num_cached(sequence_id) != chunk.start
+        status = DecodeStatus.OK if is_lost else self._decode((chunk,))
+        if is_lost or status is DecodeStatus.NO_KV_SLOT:
             self._num_lost[key] += 1
             if self._num_lost[key] <= MAX_RESTARTS:
                 lost.add(key)
             else:
                 failed[key] = DecodeError("its KV cache was lost again and again")
-            return
-        status = self._decode((chunk,))
-        if status is DecodeStatus.OK:
+        elif status is DecodeStatus.OK:
             self._sample((chunk,), tokens, failed)
+        elif status is DecodeStatus.ABORTED:
+            failed[key] = ShuttingDownError()
         else:
             failed[key] = DecodeError(f"llama.cpp returned {status.name.lower()}")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from nexa_runtime.engine.budget import PrefillBudget
 from nexa_runtime.engine.fair_queue import Accounts, FairQueue
-from nexa_runtime.engine.kv_cache import Holding, KvCache, Match, common_prefix
+from nexa_runtime.engine.kv_cache import Holding, KvCache, common_prefix
 from nexa_runtime.engine.sequence import (
     Advance,
     Chunk,
@@ -206,10 +206,13 @@ class Scheduler:
         """Whether what it must compute and a first part of its answer fit beside what is promised already."""
         if not self._running:
             return True
+        match = self._kv.match(sequence)
         evictable = self._kv.evictable(sequence.share, self._accounts.weights())
-        available = self._kv.num_free_cells + sum(holding.num_cells for holding in evictable)
+        available = self._kv.num_free_cells + sum(
+            holding.num_cells for holding in evictable if holding is not match.holding
+        )
         promised = sum(_cells_to_come(other) for other in self._running)
-        return _cells_to_come(sequence) <= available - promised
+        return _cells_to_come(sequence) - match.num_tokens <= available - promised
 
     def _prefilling(self) -> list[Sequence]:
         waiting = [sequence for sequence in self._running if not sequence.is_decoding]
@@ -225,10 +228,9 @@ class Scheduler:
             return False
         if not self._kv.has_free_id and not self._kv.takes_over(match):
             residents = self._kv.evictable(sequence.share, self._accounts.weights(), breaks_floors=True)
-            victim = residents[0]  # there are more ids than slots, so there is one
-            if victim is match.holding:
-                match = Match(None, 0)
-            self._evict(victim)
+            victim = next((one for one in residents if one is not match.holding), None)
+            if victim is not None:
+                self._evict(victim)
         self._operations += self._kv.attach(sequence, match)
         if not sequence.num_charged:
             sequence.num_cached = sequence.num_charged = match.num_tokens
@@ -309,7 +311,7 @@ class Scheduler:
         residents = self._kv.evictable(sequence.share, self._accounts.weights())
         if residents:
             self._evict(residents[0])
-        elif len(plan.chunks) > 1:
+        elif len(self._holders()) > 1:
             self._preempt(self._victim())
         else:
             self.finish(sequence, FinishReason.LENGTH)

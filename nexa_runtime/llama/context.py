@@ -10,6 +10,7 @@ tells it what to compute. One thread, the engine's, may call it. Source: ``llama
 import ctypes
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -130,8 +131,6 @@ class Context:
             raise LlamaGuardError(counts)
         self.params = params
         self.vocab_size = model.vocab.size
-        # strlen over this buffer is llama.cpp's abort callback: 0 goes on, 1 stops. It needs no GIL.
-        self._abort_flag = ctypes.create_string_buffer(2)
         raw = C.llama_context_default_params()
         raw.n_ctx = params.num_cells
         raw.n_batch = raw.n_ubatch = params.max_rows
@@ -142,8 +141,7 @@ class Context:
         # A sliding-window model keeps all its cells: any prefix can be reused, not only the last part of it.
         raw.swa_full = True
         raw.no_perf = True
-        raw.abort_callback = ctypes.cast(ctypes.CDLL(None).strlen, C.ggml_abort_callback)
-        raw.abort_callback_data = ctypes.cast(self._abort_flag, ctypes.c_void_p)
+        self._abort_flag = add_abort_flag(raw)
         recent_errors(clear=True)
         self.pointer = C.llama_init_from_model(model.pointer, raw)
         if not self.pointer:
@@ -217,6 +215,17 @@ class Context:
     def _check_id(self, sequence_id: int) -> None:
         if not 0 <= sequence_id < self.params.num_sequence_ids:
             raise LlamaGuardError(f"sequence id {sequence_id} of {self.params.num_sequence_ids}")
+
+
+def add_abort_flag(raw: Any) -> "ctypes.Array[ctypes.c_char]":
+    """Give raw context parameters an abort callback: a 1 in the first byte of the buffer stops a decode.
+
+    The callback is C's ``strlen`` over that buffer, so it needs no GIL. Keep the buffer as long as the context.
+    """
+    flag = ctypes.create_string_buffer(2)
+    raw.abort_callback = ctypes.cast(ctypes.CDLL(None).strlen, C.ggml_abort_callback)
+    raw.abort_callback_data = ctypes.cast(flag, ctypes.c_void_p)
+    return flag
 
 
 def _pointer(array: npt.NDArray[np.generic], kind: type) -> object:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nexa_runtime.errors import DecodeError, LlamaGuardError, ModelFileError
-from nexa_runtime.llama.context import Batch
+from nexa_runtime.llama.context import Batch, add_abort_flag
 from nexa_runtime.llama.lib import C, recent_errors
 from nexa_runtime.llama.model import Model
 from nexa_runtime.llama.vocab import Tokens
@@ -37,6 +37,7 @@ class EmbeddingContext:
         raw.kv_unified = True
         raw.no_perf = True
         raw.pooling_type = model.pooling_type
+        self._abort_flag = add_abort_flag(raw)
         recent_errors(clear=True)
         self.pointer = C.llama_init_from_model(model.pointer, raw)
         if not self.pointer:
@@ -67,7 +68,15 @@ class EmbeddingContext:
             if not pointer:
                 raise DecodeError("llama.cpp gave no embedding")
             vectors[sequence_id] = np.ctypeslib.as_array(pointer, shape=(self.size,))
+        if not np.isfinite(vectors).all():
+            raise DecodeError("an embedding is not finite")
+        if not np.isfinite(vectors).all():
+            raise DecodeError("an embedding is not finite")
         return normalised(vectors)
+
+    def request_abort(self) -> None:
+        """Make a running ``embed`` fail soon (CPU only). Any thread; for shutdown."""
+        self._abort_flag[0] = b"\x01"
 
     def close(self) -> None:
         """Free the context. A second call does nothing."""

@@ -83,6 +83,11 @@ class Model:
         return number if number > 0 else C.LLAMA_POOLING_TYPE_MEAN
 
     @property
+    def is_reranker(self) -> bool:
+        """Whether pooling gives a score and not a vector."""
+        return bool(self.pooling_type == C.LLAMA_POOLING_TYPE_RANK)
+
+    @property
     def architecture(self) -> str:
         """Such as ``llama``."""
         return self.metadata.get("general.architecture", "")

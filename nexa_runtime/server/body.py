@@ -4,8 +4,6 @@ Owns reading and parsing; ``protocol`` gives the values their types. uvicorn has
 its own.
 """
 
-import re
-
 import anyio
 import orjson
 from starlette.requests import ClientDisconnect, Request
@@ -20,15 +18,14 @@ from nexa_runtime.errors import (
 
 MAX_CONTAINERS = 50_000
 
-_TEXTS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
-
 
 async def read_json_object(request: Request, settings: ServerSettings) -> dict[str, object]:
     """The body as a JSON object. Raises ``RequestError`` for anything else, ``ClientDisconnectedError``."""
     data = await _read(request, settings)
     if data.count(b"{") + data.count(b"[") > MAX_CONTAINERS:
         # Parsing holds the event loop, and objects are what makes it slow. Braces inside texts are free.
-        outside = _TEXTS.sub(b"", data)
+        unescaped = data.replace(b"\\\\", b"").replace(b'\\"', b"")
+        outside = b"".join(unescaped.split(b'"')[::2])
         if outside.count(b"{") + outside.count(b"[") > MAX_CONTAINERS:
             raise InvalidRequestError(f"The body has more than {MAX_CONTAINERS} objects and lists.")
     try:

@@ -135,6 +135,8 @@ def _number_after(path: str, word: str) -> int | None:
 
 def _make_loaded(model: Model, names: tuple[str, ...], settings: EngineSettings) -> LoadedModel:
     accounts = Accounts()
+    if model.is_encoder and model.is_reranker:
+        raise ModelFileError(model.path, "it is a reranker, and those are not served yet")
     context = None if model.is_encoder else _make_context(model, settings)
     max_embedding_tokens = model.context_tokens
     if context is not None:
@@ -142,12 +144,12 @@ def _make_loaded(model: Model, names: tuple[str, ...], settings: EngineSettings)
     embedding = EmbeddingLane(
         lambda: EmbeddingContext(model, max_tokens=max_embedding_tokens, num_threads=_num_threads(settings)),
         accounts,
-        step_tokens=settings.step_tokens,
+        step_tokens=min(settings.step_tokens, max_embedding_tokens),
     )
     generation = None if context is None else _make_lane(model, context, accounts, settings)
     return LoadedModel(
         names=names,
-        kinds=frozenset([Kind.EMBEDDING] if context is None else Kind),
+        kinds=_kinds(model),
         created=int(model.path.stat().st_mtime),
         model=model,
         context=context,
@@ -188,6 +190,15 @@ def _make_context(model: Model, settings: EngineSettings) -> Context:
 def _step_tokens(settings: EngineSettings) -> int:
     """Every slot has its row in a step, and prompts their least part."""
     return max(settings.step_tokens, settings.slots + MIN_PREFILL_TOKENS)
+
+
+def _kinds(model: Model) -> frozenset[Kind]:
+    kinds = set(Kind)
+    if model.is_encoder:
+        kinds -= {Kind.CHAT, Kind.COMPLETION}
+    if model.is_reranker:
+        kinds -= {Kind.EMBEDDING}
+    return frozenset(kinds)
 
 
 def _num_threads(settings: EngineSettings) -> int:

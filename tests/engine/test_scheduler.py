@@ -366,3 +366,14 @@ def test_a_step_that_only_frees_cells_teaches_the_budget_nothing() -> None:
     assert not plan.chunks
     scheduler.commit(plan, StepResult(1e-6, {}, {}))
     assert scheduler._budget._decode_step_s == before
+
+
+def test_a_prefix_is_kept_when_ids_run_out() -> None:
+    scheduler, runner = make_scheduler(slots=1, num_cells=2000), FakeRunner()
+    cached = []
+    for key, begin in enumerate([1, 2, 1, 1, 1], start=1):
+        sequence = shared_sequence(key, begin, 60, 5, 2, "a")
+        scheduler.add(sequence, 0.0)
+        drain(scheduler, runner)
+        cached.append(sequence.num_cached)
+    assert cached == [0, 0, 60, 60, 60]

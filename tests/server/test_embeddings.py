@@ -155,3 +155,10 @@ def test_a_model_that_only_embeds(make_server: Any, tmp_path: Path) -> None:
     assert refused.json()["error"]["code"] == "model_kind_mismatch"
     assert server.http.get("/v1/models").json()["data"][0]["kinds"] == ["embedding"]
     assert server.http.get("/readyz").status_code == 200
+
+
+def test_a_batch_never_exceeds_a_small_encoder(make_server: Any, tmp_path: Path) -> None:
+    path = tmp_path / "encoder.gguf"
+    write_model(Shape("bert", 2, 64, 128, 4, 4, 64), DEMO_PATH, path)
+    server = make_server(NEXA_MODEL_ID=str(path), NEXA_STEP_TOKENS=2048)
+    assert vectors(embed(server, [f"Text number {index} of many" for index in range(60)])).shape == (60, 64)
