@@ -220,7 +220,7 @@ class Context:
 def add_abort_flag(raw: Any) -> "ctypes.Array[ctypes.c_char]":
     """Give raw context parameters an abort callback: a 1 in the first byte of the buffer stops a decode.
 
-    The callback is C's ``strlen`` over that buffer, so it needs no GIL. Keep the buffer as long as the context.
+    The callback is C's ``strlen`` over that buffer, so it needs no GIL. Keep it as long as the context.
     """
     flag = ctypes.create_string_buffer(2)
     raw.abort_callback = ctypes.cast(ctypes.CDLL(None).strlen, C.ggml_abort_callback)
