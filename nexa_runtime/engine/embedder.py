@@ -88,9 +88,9 @@ class EmbeddingLane:
         if key in self._jobs:
             self._close(key)
 
-    def step(self, emit: Emit) -> bool:
-        """Embed one batch; False when there was nothing to do."""
-        batch = self._next_batch()
+    def step(self, emit: Emit, max_tokens: int | None = None) -> bool:
+        """Embed one batch of ``max_tokens`` at most, or of one input; False when there was nothing to do."""
+        batch = self._next_batch(min(self._step_tokens, max_tokens or self._step_tokens))
         if not batch:
             return False
         try:
@@ -127,8 +127,8 @@ class EmbeddingLane:
         if self._context is not None:
             self._context.close()
 
-    def _next_batch(self) -> list[tuple[_Job, int]]:
-        """Jobs and how many of their next inputs, together at most a step and a call."""
+    def _next_batch(self, max_tokens: int) -> list[tuple[_Job, int]]:
+        """Jobs and how many of their next inputs, together at most ``max_tokens`` and a call."""
         jobs = sorted(
             self._jobs.values(),
             key=lambda job: (self._accounts.virtual_time(job.request.share.tenant_id), job.key),
@@ -138,7 +138,7 @@ class EmbeddingLane:
         for job in jobs:
             count = 0
             for tokens in job.request.inputs[job.num_done :]:
-                is_full = num_inputs == MAX_INPUTS or num_tokens + len(tokens) > self._step_tokens
+                is_full = num_inputs == MAX_INPUTS or num_tokens + len(tokens) > max_tokens
                 if num_inputs and is_full:
                     break
                 num_tokens += len(tokens)

@@ -111,7 +111,8 @@ class Engine:
         """One step of the lane whose tenant has paid least. Idle generation may still have cells to free."""
         if self.embedding is not None and self._is_embedding_next():
             self._has_generated_last = False
-            return self.embedding.step(self._news.append)
+            max_tokens = self.generation.scheduler.prefill_tokens() if self.generation else None
+            return self.embedding.step(self._news.append, max_tokens)
         self._has_generated_last = True
         return self.generation is not None and self.generation.step(self._news.append)
 

@@ -155,6 +155,11 @@ class Scheduler:
             num_evictions=self._num_evictions,
         )
 
+    def prefill_tokens(self) -> int | None:
+        """How many prompt tokens may ride beside running answers now; None while nobody is answering."""
+        has_answers = any(sequence.is_decoding for sequence in self._running)
+        return self._budget.tokens() if has_answers else None
+
     def forget_residents(self) -> None:
         """The context was emptied: nothing that has ended is there any more."""
         for holding in [one for one in self._kv.holdings() if one.is_resident]:
@@ -264,11 +269,12 @@ class Scheduler:
 
     def _make_room(self, sequence: Sequence, count: int, chunks: dict[int, Chunk]) -> int:
         """Free cells for ``count`` tokens: evict residents, and if nothing at all is free, preempt."""
-        if self._kv.num_free_cells < count:
-            for holding in self._kv.evictable(sequence.share, self._accounts.weights()):
-                self._evict(holding)
-                if self._kv.num_free_cells >= count:
-                    break
+        while self._kv.num_free_cells < count:
+            # Ranked anew each time: what has gone counts towards its tenant's share and floor no more.
+            residents = self._kv.evictable(sequence.share, self._accounts.weights())
+            if not residents:
+                break
+            self._evict(residents[0])
         while not self._kv.num_free_cells:
             victim = self._victim()
             if victim is sequence and not chunks and len(self._holders()) == 1:
