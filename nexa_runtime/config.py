@@ -7,9 +7,18 @@ from the environment; command-line flags override them. It never reads files or 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AliasChoices, Field, ValidationError, field_validator
+from pydantic import (
+    AliasChoices,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+)
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -23,6 +32,23 @@ class _Slice(BaseSettings):
 SliceT = TypeVar("SliceT", bound=_Slice)
 
 
+def _split(value: object) -> object:
+    """A text with commas as a tuple of its parts."""
+    parts = value.split(",") if isinstance(value, str) else value
+    if isinstance(parts, (list, tuple)):
+        return tuple(part for part in (str(one).strip() for one in parts) if part)
+    return value
+
+
+Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+Digests = Annotated[
+    tuple[Annotated[str, StringConstraints(pattern="^[0-9a-fA-F]{64}$")], ...],
+    NoDecode,
+    BeforeValidator(_split),
+]
+Networks = Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode, BeforeValidator(_split)]
+
+
 class ModelSettings(_Slice):
     """Which model is loaded and where it runs."""
 
@@ -32,7 +58,7 @@ class ModelSettings(_Slice):
         min_length=1,
         description="the model to serve: `demo` (bundled) or the path of a GGUF file",
     )
-    served_names: Annotated[tuple[str, ...], NoDecode] = Field(
+    served_names: Names = Field(
         (),
         validation_alias="NEXA_SERVED_NAMES",
         description="further names of the loaded model, separated by commas",
@@ -44,14 +70,6 @@ class ModelSettings(_Slice):
         le=10_000,
         description="layers kept on the GPU; -1: all (a CPU build ignores it)",
     )
-
-    @field_validator("served_names", mode="before")
-    @classmethod
-    def _split_names(cls, value: object) -> object:
-        parts = value.split(",") if isinstance(value, str) else value
-        if isinstance(parts, (list, tuple)):
-            return tuple(name for name in (str(part).strip() for part in parts) if name)
-        return value
 
 
 class EngineSettings(_Slice):
@@ -158,6 +176,131 @@ class ServerSettings(_Slice):
     )
 
 
+class TenancySettings(_Slice):
+    """Who the tenants are, and where their limits are written."""
+
+    mode: Literal["single", "multi"] | None = Field(
+        None,
+        validation_alias="TENANT_MODE",
+        description="single: everyone is the default tenant; multi: the key or X-Tenant-Id says who;"
+        " unset: multi with Vault or a tenants file, else single",
+    )
+    default_tenant_id: str | None = Field(
+        None,
+        validation_alias="DEFAULT_TENANT_ID",
+        min_length=1,
+        description="the tenant of a request that names none; in single mode `demo` if unset",
+    )
+    tenants_file: str | None = Field(
+        None,
+        validation_alias="NEXA_TENANTS_FILE",
+        min_length=1,
+        description="YAML file with the tenants and their limits, for a box without Vault",
+    )
+    public_prefixes_file: str | None = Field(
+        None,
+        validation_alias="NEXA_PUBLIC_PREFIXES_FILE",
+        min_length=1,
+        description="YAML file with prompt beginnings that all tenants share, computed at start",
+    )
+
+
+class VaultSettings(_Slice):
+    """How HashiCorp Vault is asked."""
+
+    address: str | None = Field(
+        None, validation_alias="VAULT_ADDR", pattern=r"^https?://\S+$", description="URL of Vault"
+    )
+    token: SecretStr | None = Field(
+        None, validation_alias="VAULT_TOKEN", description="a Vault token; AppRole and Kubernetes need none"
+    )
+    namespace: str | None = Field(
+        None, validation_alias="VAULT_NAMESPACE", description="Vault Enterprise namespace"
+    )
+    path_template: str = Field(
+        "secret/data/tenant/{{tenant_id}}/nexa",
+        validation_alias="NEXA_VAULT_PATH_TEMPLATE",
+        pattern=r"^[^/\s]+/data/\S*\{\{\s*tenant_id\s*\}\}\S*$",
+        description="KV v2 API path of a tenant's secret: mount, /data/, and a path with {{tenant_id}}",
+    )
+    role_id: str | None = Field(
+        None, validation_alias="NEXA_VAULT_ROLE_ID", description="AppRole: role id to log in with"
+    )
+    secret_id: SecretStr | None = Field(
+        None, validation_alias="NEXA_VAULT_SECRET_ID", description="AppRole: secret id, or its wrapping token"
+    )
+    secret_id_file: str | None = Field(
+        None,
+        validation_alias="NEXA_VAULT_SECRET_ID_FILE",
+        description="AppRole: file with the secret id, or with its wrapping token; read at each login",
+    )
+    is_secret_id_wrapped: bool = Field(
+        False,
+        validation_alias="NEXA_VAULT_SECRET_ID_WRAPPED",
+        description="whether the secret id given is a wrapping token",
+    )
+    kubernetes_role: str | None = Field(
+        None,
+        validation_alias="NEXA_VAULT_KUBERNETES_ROLE",
+        description="role to log in with by the pod's service account",
+    )
+    kubernetes_token_file: str = Field(
+        "/var/run/secrets/kubernetes.io/serviceaccount/token",
+        validation_alias="NEXA_VAULT_KUBERNETES_TOKEN_FILE",
+        description="file with the pod's service account token",
+    )
+    timeout_s: float = Field(
+        2.5,
+        validation_alias="NEXA_VAULT_TIMEOUT_S",
+        gt=0,
+        le=30,
+        description="seconds that Vault may take for one answer",
+    )
+
+
+class AccessSettings(_Slice):
+    """Who may ask at all."""
+
+    api_key: SecretStr | None = Field(
+        None,
+        validation_alias=AliasChoices("NEXA_API_KEY", "API_KEY"),
+        description="the service key: it acts for the tenant that X-Tenant-Id names",
+    )
+    api_key_sha256: Digests = Field(
+        (),
+        validation_alias="NEXA_API_KEY_SHA256",
+        description="SHA-256 of the service key in hex, instead of the key; several with commas",
+    )
+    admin_key: SecretStr | None = Field(
+        None, validation_alias="NEXA_ADMIN_KEY", description="the key that opens /admin, and nothing else"
+    )
+    admin_key_sha256: Digests = Field(
+        (),
+        validation_alias="NEXA_ADMIN_KEY_SHA256",
+        description="SHA-256 of the admin key in hex, instead of the key; several with commas",
+    )
+    trusts_tenant_header: bool = Field(
+        False,
+        validation_alias="NEXA_TRUST_TENANT_HEADER",
+        description="whether X-Tenant-Id alone, without a key, is believed from NEXA_TRUSTED_CIDRS",
+    )
+    trusted_cidrs: Networks = Field(
+        (),
+        validation_alias="NEXA_TRUSTED_CIDRS",
+        description="networks of immediate peers whose bare X-Tenant-Id is believed, with commas",
+    )
+    ip_allowlist: Networks = Field(
+        (),
+        validation_alias="NEXA_IP_ALLOWLIST",
+        description="networks of clients whose requests are taken, with commas; unset: all",
+    )
+    forwarded_allow_ips: Networks = Field(
+        (),
+        validation_alias="NEXA_FORWARDED_ALLOW_IPS",
+        description="networks of proxies whose X-Forwarded-For is believed, with commas",
+    )
+
+
 class LogSettings(_Slice):
     """What is written to stderr."""
 
@@ -181,11 +324,15 @@ class Settings:
     engine: EngineSettings
     serving: ServingSettings
     server: ServerSettings
+    tenancy: TenancySettings
+    vault: VaultSettings
+    access: AccessSettings
     log: LogSettings
 
 
 SLICES: tuple[type[_Slice], ...] = (
-    ModelSettings, EngineSettings, ServingSettings, ServerSettings, LogSettings,
+    ModelSettings, EngineSettings, ServingSettings, ServerSettings,
+    TenancySettings, VaultSettings, AccessSettings, LogSettings,
 )  # fmt: skip
 
 
@@ -208,6 +355,9 @@ def load_settings(overrides: Mapping[str, object] | None = None) -> Settings:
         engine=_load(EngineSettings, given),
         serving=_load(ServingSettings, given),
         server=_load(ServerSettings, given),
+        tenancy=_load(TenancySettings, given),
+        vault=_load(VaultSettings, given),
+        access=_load(AccessSettings, given),
         log=_load(LogSettings, given),
     )
 

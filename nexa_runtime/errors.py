@@ -8,18 +8,35 @@ map classes to those, once.
     ├── ConfigError                  a setting is missing or out of range
     ├── ModelFileError               a model file is absent, damaged or does not fit
     ├── LlamaGuardError              a call that would have killed the process was refused
+    ├── SourceUnavailableError       the source of limits gives no word
+    ├── TenantConfigError            a tenant's limits cannot be told
+    │   ├── TenantConfigInvalidError
+    │   └── TenantConfigUnavailableError
     ├── RequestError                 the request is at fault
     │   ├── InvalidRequestError
     │   │   ├── UnsupportedParameterError
     │   │   ├── ContextLengthError
-    │   │   └── InputTooLongError
+    │   │   ├── InputTooLongError
+    │   │   └── InvalidTenantIdError
+    │   ├── AuthenticationError      no key, or none that is known
+    │   ├── AccessError              known, but not allowed
+    │   │   ├── TenantUnknownError
+    │   │   ├── TenantMismatchError
+    │   │   ├── ModelNotAllowedError
+    │   │   └── AddressDeniedError
     │   ├── ModelNotFoundError
     │   ├── ModelKindError
     │   ├── BodyTooLargeError
     │   └── BodyTimeoutError
+    ├── TenantLimitError             the tenant has used what it may
+    │   ├── RequestRateError
+    │   ├── TokenRateError
+    │   └── TenantQueueFullError
+    ├── BoxBusyError                 the box cannot take it now
+    │   ├── OverloadedError
+    │   ├── QueueTimeoutError
+    │   └── ShuttingDownError
     ├── ClientDisconnectedError      nobody is listening any more
-    ├── QueueFullError               the box has no room for more waiting requests
-    ├── ShuttingDownError            the box is going away
     ├── RequestTimeoutError          the request took longer than it may
     └── DecodeError                  llama.cpp could not compute this sequence
 """
@@ -55,6 +72,48 @@ class LlamaGuardError(NexaError):
     """An argument that makes llama.cpp abort the process was stopped in front of the call."""
 
     code = "llama_guard"
+
+
+class SourceUnavailableError(NexaError):
+    """The source of tenants' limits (Vault, a file) could not be asked, or gave no answer that can be used.
+
+    ``reason`` is for the log; it never holds what a source has answered.
+    """
+
+    code = "limits_source_unavailable"
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(f"the limits cannot be read: {reason}")
+
+
+class TenantConfigError(NexaError):
+    """What a tenant may do cannot be told now. ``retry_after_s``: seconds until it is worth another try."""
+
+    def __init__(self, message: str, retry_after_s: float = 5.0) -> None:
+        self.retry_after_s = retry_after_s
+        super().__init__(message)
+
+
+class TenantConfigInvalidError(TenantConfigError):
+    """The tenant's limits have never been good. ``problems``: one sentence each, without values."""
+
+    code = "tenant_config_invalid"
+
+    def __init__(self, tenant_id: str, problems: Sequence[str]) -> None:
+        self.tenant_id = tenant_id
+        self.problems = tuple(problems)
+        super().__init__(f'The limits of the tenant "{tenant_id}" are not valid: {" ".join(problems)}')
+
+
+class TenantConfigUnavailableError(TenantConfigError):
+    """No word from the source of limits, and nothing young enough is known."""
+
+    code = "tenant_config_unavailable"
+
+    def __init__(self, tenant_id: str) -> None:
+        self.tenant_id = tenant_id
+        super().__init__(f'The limits of the tenant "{tenant_id}" cannot be read at the moment.')
 
 
 class RequestError(NexaError):
@@ -118,6 +177,64 @@ class InputTooLongError(InvalidRequestError):
         super().__init__(f"{param} has {num_tokens} tokens; at most {max_tokens} are embedded.", param=param)
 
 
+class InvalidTenantIdError(InvalidRequestError):
+    """A tenant id that is none, or no id where one is needed. Nothing was looked up."""
+
+    code = "invalid_tenant_id"
+
+
+class AuthenticationError(RequestError):
+    """No key where one is needed, or one that opens nothing."""
+
+    code = "invalid_api_key"
+
+
+class AccessError(RequestError):
+    """Whoever asks is known, and may not do this."""
+
+    code = "access_denied"
+
+
+class TenantUnknownError(AccessError):
+    """There is no such tenant, or it was deleted."""
+
+    code = "tenant_unknown"
+
+    def __init__(self, tenant_id: str) -> None:
+        self.tenant_id = tenant_id
+        super().__init__(f'There is no tenant "{tenant_id}" here.')
+
+
+class TenantMismatchError(AccessError):
+    """The key is one tenant's, the header names another."""
+
+    code = "tenant_mismatch"
+
+    def __init__(self, tenant_id: str) -> None:
+        self.tenant_id = tenant_id
+        super().__init__(f'This key is not one of the tenant "{tenant_id}" that X-Tenant-Id names.')
+
+
+class ModelNotAllowedError(AccessError):
+    """The tenant may not use this model."""
+
+    code = "model_not_allowed"
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        super().__init__(f'This tenant may not use the model "{name[:200]}".', param="model")
+
+
+class AddressDeniedError(AccessError):
+    """The client's address is not on the list."""
+
+    code = "address_denied"
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        super().__init__(f"Requests from {address} are not taken here.")
+
+
 class ModelNotFoundError(RequestError):
     """A name that this server does not serve."""
 
@@ -170,23 +287,84 @@ class ClientDisconnectedError(NexaError):
         super().__init__("The client closed the connection.")
 
 
-class QueueFullError(NexaError):
-    """As many requests wait as may wait."""
+class TenantLimitError(NexaError):
+    """The tenant's own limit, not the box's. ``retry_after_s``: seconds until it is worth another try."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        self.retry_after_s = retry_after_s
+        super().__init__(message)
+
+
+class RequestRateError(TenantLimitError):
+    """More requests within 60 s than the tenant may send."""
+
+    code = "rate_limit_exceeded"
+
+    def __init__(self, limit: int, retry_after_s: float) -> None:
+        self.limit = limit
+        super().__init__(f"This tenant may send {limit} requests a minute, and has.", retry_after_s)
+
+
+class TokenRateError(TenantLimitError):
+    """More tokens within 60 s than the tenant may use."""
+
+    code = "tokens_exceeded"
+
+    def __init__(self, limit: int, asked: int, remaining: int, retry_after_s: float) -> None:
+        self.limit = limit
+        self.asked = asked
+        self.remaining = remaining
+        super().__init__(
+            f"This request may use {asked} tokens; of this tenant's {limit} a minute {remaining} are left.",
+            retry_after_s,
+        )
+
+
+class TenantQueueFullError(TenantLimitError):
+    """As many of the tenant's requests wait as may wait."""
 
     code = "queue_full"
 
-    def __init__(self, max_queue: int) -> None:
+    def __init__(self, max_queue: int, retry_after_s: float) -> None:
         self.max_queue = max_queue
-        super().__init__(f"The server is full: {max_queue} requests are waiting already. Try again shortly.")
+        super().__init__(f"This tenant has {max_queue} requests waiting already.", retry_after_s)
 
 
-class ShuttingDownError(NexaError):
+class BoxBusyError(NexaError):
+    """The box, not the tenant, is the limit. ``retry_after_s``: seconds until it is worth another try."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        self.retry_after_s = retry_after_s
+        super().__init__(message)
+
+
+class OverloadedError(BoxBusyError):
+    """As many requests wait as may wait, over all tenants."""
+
+    code = "overloaded"
+
+    def __init__(self, max_queue: int, retry_after_s: float) -> None:
+        self.max_queue = max_queue
+        super().__init__(f"The server is full: {max_queue} requests are waiting already.", retry_after_s)
+
+
+class QueueTimeoutError(BoxBusyError):
+    """A request waited for a slot for longer than it may."""
+
+    code = "queue_timeout"
+
+    def __init__(self, timeout_s: float, retry_after_s: float = 1.0) -> None:
+        self.timeout_s = timeout_s
+        super().__init__(f"The request waited {timeout_s:g} seconds and no slot was free.", retry_after_s)
+
+
+class ShuttingDownError(BoxBusyError):
     """The engine stops; what was running cannot be finished here."""
 
-    code = "server_shutting_down"
+    code = "draining"
 
     def __init__(self) -> None:
-        super().__init__("The server is shutting down.")
+        super().__init__("The server is shutting down.", 5.0)
 
 
 class RequestTimeoutError(NexaError):

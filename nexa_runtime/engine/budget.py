@@ -10,6 +10,9 @@ MIN_PREFILL_TOKENS = 32
 recur.
 """
 
+DEFAULT_DECODE_WORK = 2.0
+MAX_DECODE_WORK = 8.0
+
 _SMOOTHING = 0.2
 
 
@@ -24,6 +27,7 @@ class PrefillBudget:
         self._max_tokens = max_tokens
         self._target_s = target_s
         self._decode_step_s: float | None = None
+        self._decode_row_s: float | None = None
         self._prefill_token_s: float | None = None
 
     def tokens(self) -> int:
@@ -35,11 +39,21 @@ class PrefillBudget:
         grains = max(1, affordable // MIN_PREFILL_TOKENS)
         return min(grains * MIN_PREFILL_TOKENS, self._max_tokens)
 
+    @property
+    def decode_work(self) -> float:
+        """Work of a decode row, where a prompt token is 1: what it costs this machine in time, within
+        reason.
+        """
+        if self._decode_row_s is None or self._prefill_token_s is None:
+            return DEFAULT_DECODE_WORK
+        return min(max(self._decode_row_s / self._prefill_token_s, 1.0), MAX_DECODE_WORK)
+
     def observe(self, plan: StepPlan, elapsed_s: float) -> None:
         """Learn from a step's time, in seconds."""
         num_prefill = plan.num_rows - plan.num_decode_rows
         if not num_prefill:
             self._decode_step_s = _smooth(self._decode_step_s, elapsed_s)
+            self._decode_row_s = _smooth(self._decode_row_s, elapsed_s / plan.num_decode_rows)
         elif num_prefill >= MIN_PREFILL_TOKENS:
             decode_s = (self._decode_step_s or 0.0) if plan.num_decode_rows else 0.0
             per_token_s = max(elapsed_s - decode_s, 0.1 * elapsed_s) / num_prefill

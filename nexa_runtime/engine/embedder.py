@@ -1,8 +1,9 @@
 """The embedding half of the engine: inputs to vectors, one batch a step.
 
 Owns the requests that wait for vectors. A batch takes whole inputs, of the tenant with least virtual time
-first, and is charged like prefill, on the accounts that generation uses too: so neither half waits for the
-other to go idle. ``engine.py`` calls it, on the engine thread only.
+first and of its requests in turn, so that a large one does not hold up a small one. It is charged like
+prefill, on the accounts that generation uses too: so neither half waits for the other to go idle.
+``engine.py`` calls it, on the engine thread only.
 """
 
 from collections.abc import Callable
@@ -72,6 +73,7 @@ class EmbeddingLane:
         self._accounts = accounts
         self._step_tokens = step_tokens
         self._jobs: dict[int, _Job] = {}
+        """In the order in which they have their turn."""
 
     def least_virtual_time(self) -> float | None:
         """That of the tenant who is next here; None with nothing to do."""
@@ -109,6 +111,8 @@ class EmbeddingLane:
             if job.is_done:
                 self._close(job.key)
                 emit(Embedded(job.key, np.stack(job.vectors)))
+            elif job.key in self._jobs:
+                self._jobs[job.key] = self._jobs.pop(job.key)  # behind the others
         return True
 
     def fail_all(self, error: NexaError, emit: Emit) -> None:
@@ -130,8 +134,7 @@ class EmbeddingLane:
     def _next_batch(self, max_tokens: int) -> list[tuple[_Job, int]]:
         """Jobs and how many of their next inputs, together at most ``max_tokens`` and a call."""
         jobs = sorted(
-            self._jobs.values(),
-            key=lambda job: (self._accounts.virtual_time(job.request.share.tenant_id), job.key),
+            self._jobs.values(), key=lambda job: self._accounts.virtual_time(job.request.share.tenant_id)
         )
         batch: list[tuple[_Job, int]] = []
         num_tokens = num_inputs = 0

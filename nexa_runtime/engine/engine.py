@@ -9,6 +9,7 @@ least virtual time goes first, and of equals the one that did not go last.
 """
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,11 +18,14 @@ from typing import assert_never
 
 from nexa_runtime.engine.embedder import Embedded, EmbeddingLane, EmbeddingRequest
 from nexa_runtime.engine.generation_lane import Delta, GenerationLane, GenerationRequest
-from nexa_runtime.engine.scheduler import SchedulerStats
+from nexa_runtime.engine.scheduler import SchedulerStats, TenantCounts
+from nexa_runtime.engine.sequence import TenantShare
 from nexa_runtime.errors import DecodeError, NexaError, ShuttingDownError
 from nexa_runtime.telemetry import get_logger
 
 _log = get_logger("engine")
+
+_COUNT_INTERVAL_S = 1.0
 
 News = Delta | Embedded
 Publish = Callable[[list[News]], None]
@@ -38,6 +42,11 @@ class _Abort:
     key: int
 
 
+@dataclass(frozen=True, slots=True)
+class _UpdateShare:
+    share: TenantShare
+
+
 class Engine:
     """Runs the lanes of one model until ``stop``. A stopped engine is not started again."""
 
@@ -46,7 +55,7 @@ class Engine:
         self.embedding = embedding
         self._news: list[News] = []
         self._keys = count(1)
-        self._inbox: deque[_Submit | _Abort] = deque()
+        self._inbox: deque[_Submit | _Abort | _UpdateShare] = deque()
         self._wake = threading.Event()
         self._gate = threading.Lock()
         self._is_stopping = False
@@ -54,6 +63,9 @@ class Engine:
         self._publish: Publish = lambda news: None
         self.stats = self._count()
         """Counts after the last step; any thread may read it."""
+        self.tenant_counts: dict[str, TenantCounts] = {}
+        """The same by tenant; up to a second old while steps run."""
+        self._counted_at = 0.0
         self._thread = threading.Thread(target=self._run, name="nexa-engine", daemon=True)
 
     def start(self, publish: Publish) -> None:
@@ -85,6 +97,11 @@ class Engine:
     def abort(self, key: int) -> None:
         """End a request before the next step; nothing happens if it has ended."""
         self._inbox.append(_Abort(key))
+        self._wake.set()
+
+    def update_share(self, share: TenantShare) -> None:
+        """From the next step on this holds for its tenant."""
+        self._inbox.append(_UpdateShare(share))
         self._wake.set()
 
     def stop(self, timeout_s: float = 30.0) -> bool:
@@ -127,8 +144,7 @@ class Engine:
         while not self._is_stopping:
             try:
                 if not self.step():
-                    if self.generation is not None:
-                        self.generation.log_idle()
+                    self._rest()
                     if not self._is_stopping:  # stop's wake-up may have been cleared with the inbox's
                         self._wake.wait()
             except Exception as error:  # noqa: BLE001 - a bug must not leave clients waiting for ever
@@ -136,6 +152,11 @@ class Engine:
                 self._fail_all(DecodeError(f"an internal error ({type(error).__name__})"))
         self._take_inbox()
         self._fail_all(ShuttingDownError())
+
+    def _rest(self) -> None:
+        if self.generation is not None:
+            self.generation.log_idle()
+            self.tenant_counts = self.generation.scheduler.tenant_counts()
 
     def _take_inbox(self) -> None:
         self._wake.clear()
@@ -146,6 +167,9 @@ class Engine:
                     self._open(key, request)
                 case _Abort(key):
                     self._abort(key)
+                case _UpdateShare(share):
+                    if self.generation is not None:
+                        self.generation.scheduler.update_share(share)
                 case _:
                     assert_never(message)
 
@@ -172,6 +196,10 @@ class Engine:
 
     def _hand_over(self) -> None:
         self.stats = self._count()
+        now = time.monotonic()
+        if self.generation is not None and now - self._counted_at > _COUNT_INTERVAL_S:
+            self._counted_at = now
+            self.tenant_counts = self.generation.scheduler.tenant_counts()
         news, self._news = self._news, []
         if news:
             self._publish(news)

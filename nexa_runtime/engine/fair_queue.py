@@ -8,6 +8,7 @@ queueing): it neither hoards credit nor starves.
 """
 
 import heapq
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from nexa_runtime.engine.sequence import Sequence, TenantShare
@@ -61,9 +62,14 @@ class Accounts:
         account = self._accounts.get(tenant_id)
         return account.virtual_time if account else self._floor()
 
-    def weights(self) -> dict[str, float]:
-        """Weight of each tenant with requests alive."""
-        return {name: account.share.weight for name, account in self._accounts.items() if account.num_active}
+    def update(self, share: TenantShare) -> None:
+        """From now on this holds for its tenant."""
+        if share.tenant_id in self._accounts:
+            self._accounts[share.tenant_id].share = share
+
+    def virtual_times(self) -> dict[str, float]:
+        """What each tenant has paid that is known."""
+        return {name: account.virtual_time for name, account in self._accounts.items()}
 
     def num_active(self) -> dict[str, int]:
         """Requests alive of each tenant that has any."""
@@ -88,6 +94,10 @@ class FairQueue:
     def num_waiting(self) -> int:
         """Sequences in line."""
         return sum(map(len, self._waiting.values()))
+
+    def waiting(self) -> Iterator[Sequence]:
+        """All that wait, in no order."""
+        return (entry[2] for line in self._waiting.values() for entry in line)
 
     def push(self, sequence: Sequence) -> None:
         """Put a new sequence in line."""

@@ -12,7 +12,7 @@ from nexa_runtime.engine.detokenizer import Detokenizer
 from nexa_runtime.engine.runner import Runner
 from nexa_runtime.engine.scheduler import Scheduler, SchedulerStats
 from nexa_runtime.engine.sequence import Advance, FinishReason, Sequence, StepPlan, TenantShare, Tokens
-from nexa_runtime.errors import DecodeError, NexaError
+from nexa_runtime.errors import DecodeError, NexaError, QueueTimeoutError
 from nexa_runtime.llama import SamplingParams, Vocab
 from nexa_runtime.telemetry import get_logger
 
@@ -25,6 +25,8 @@ class GenerationRequest:
     ``Sequence``).
 
     ``ignore_eos``: end tokens are never chosen, so that it runs to ``max_new_tokens`` or a stop string.
+    ``is_public``: every namespace may share its prompt afterwards. ``queue_timeout_s``: longest wait for a
+    slot, in seconds.
     """
 
     prompt: Tokens
@@ -34,6 +36,8 @@ class GenerationRequest:
     cache_namespace: str
     stops: tuple[str, ...] = ()
     ignore_eos: bool = False
+    is_public: bool = False
+    queue_timeout_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +124,8 @@ class GenerationLane:
             share=request.share,
             cache_namespace=request.cache_namespace,
             end_tokens=frozenset() if request.ignore_eos else self._vocab.eog_tokens,
+            is_public=request.is_public,
+            queue_timeout_s=request.queue_timeout_s,
         )
         self.runner.open(sequence, request.sampling)
         self._live[key] = sequence, Detokenizer(self._vocab.pieces, request.stops)
@@ -133,7 +139,12 @@ class GenerationLane:
 
     def step(self, emit: Emit) -> bool:
         """Schedule, execute, commit; False when there was nothing to do."""
-        plan = self.scheduler.schedule(time.monotonic())
+        now = time.monotonic()
+        for sequence in self.scheduler.expired(now):
+            self.scheduler.finish(sequence, FinishReason.ERROR)
+            error = QueueTimeoutError(sequence.queue_timeout_s or 0.0)
+            self._end(sequence, "", FinishReason.ERROR, error, emit)
+        plan = self.scheduler.schedule(now)
         if plan is None:
             return False
         result = self.runner.execute(plan)
@@ -168,6 +179,7 @@ class GenerationLane:
             busy_s=round(counts.step_s, 3),
             preemptions=stats.num_preemptions,
             evictions=stats.num_evictions,
+            pauses=stats.num_pauses,
         )
 
     def _take_advance(self, advance: Advance, emit: Emit) -> None:

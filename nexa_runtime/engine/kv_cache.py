@@ -9,7 +9,7 @@ the last of them lets go. Prefixes are matched within a namespace only, by compa
 ids a scan is enough.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -58,6 +58,11 @@ class Holding:
         return self.sequence.state is SequenceState.FINISHED
 
     @property
+    def is_pinned(self) -> bool:
+        """Whether it is a public prefix: every namespace may share it, and it is never evicted."""
+        return self.is_resident and self.sequence.is_public
+
+    @property
     def num_ready(self) -> int:
         """Tokens that are computed, not only planned."""
         return min(self.num_cells, self.sequence.num_computed) if not self.is_resident else self.num_cells
@@ -91,6 +96,11 @@ class KvCache:
         return self._num_free_cells
 
     @property
+    def num_pinned_cells(self) -> int:
+        """Cells of public prefixes."""
+        return sum(one.num_cells for one in self._holdings.values() if one.is_pinned)
+
+    @property
     def num_resident_ids(self) -> int:
         """Ids whose sequence has ended."""
         return sum(holding.is_resident for holding in self._holdings.values())
@@ -107,17 +117,27 @@ class KvCache:
         best = Match(None, 0)
         limit = sequence.num_known - 1
         for holding in self._holdings.values():
-            if holding.sequence.cache_namespace != sequence.cache_namespace:
-                continue
-            if not self.is_shared and not holding.is_resident:
+            if not self._may_match(sequence, holding):
                 continue
             end = min(limit, holding.num_ready)
-            if end <= best.num_tokens or (self._reuse is Reuse.WHOLE and end < holding.num_ready):
+            if end <= best.num_tokens:
                 continue
             common = common_prefix(sequence.tokens(0, end), holding.sequence.tokens(0, end))
-            if common > best.num_tokens and (self._reuse is not Reuse.WHOLE or common == end):
+            if common > best.num_tokens and self._is_worth(holding, common):
                 best = Match(holding, common)
         return best
+
+    def _may_match(self, sequence: Sequence, holding: Holding) -> bool:
+        is_own = holding.sequence.cache_namespace == sequence.cache_namespace
+        if self.is_shared:
+            return is_own or holding.is_pinned
+        return is_own and holding.is_resident
+
+    def _is_worth(self, holding: Holding, num_tokens: int) -> bool:
+        """Without sharing, a match takes the whole id: for little of it a free id is better."""
+        if self._reuse is Reuse.OWN_PREFIX:
+            return not self._free_ids or 2 * num_tokens >= holding.num_cells
+        return self.is_shared or num_tokens == holding.num_ready
 
     @property
     def is_shared(self) -> bool:
@@ -132,7 +152,7 @@ class KvCache:
     def takes_over(self, match: Match) -> bool:
         """Whether a resident's id is used on, and nothing is copied: all it holds is matched, or must be."""
         source = match.holding
-        if source is None or not source.is_resident:
+        if source is None or not source.is_resident or source.is_pinned:
             return False
         return self._reuse is Reuse.OWN_PREFIX or source.num_cells == match.num_tokens
 
@@ -143,6 +163,8 @@ class KvCache:
         """
         source = match.holding
         if source is not None and (self.takes_over(match) or not self._free_ids):
+            assert source.is_resident
+            assert not source.is_pinned
             operations: list[KvOperation] = []
             if source.num_cells > match.num_tokens:
                 self._let_go(source, match.num_tokens)
@@ -207,39 +229,57 @@ class KvCache:
         sequence.sequence_id = None
         return operations
 
-    def evictable(
-        self, requester: TenantShare, weights: Mapping[str, float], *, breaks_floors: bool = False
-    ) -> list[Holding]:
+    def evictable(self, requester: TenantShare, *, breaks_floors: bool = False) -> list[Holding]:
         """Residents in the order in which they go when ``requester`` needs room.
 
-        First those of tenants that hold more than their share of the cells (by ``weights``), then the
-        requester's own, then those of others above their floor; least recently used first in each. Others at
-        their floor come last of all, and only with ``breaks_floors``.
+        First those of tenants that hold more than their share of the cells (by weight, among the tenants that
+        hold any), then the requester's own, then those of others above their floor; least recently used first
+        in each. Others at their floor come last of all, and only with ``breaks_floors``.
         """
-        held: dict[str, int] = {}
-        for holding in self._holdings.values():
-            tenant_id = holding.sequence.share.tenant_id
-            held[tenant_id] = held.get(tenant_id, 0) + holding.num_cells
-        total = sum(weights.get(tenant_id, 1.0) for tenant_id in held)
+        held = self.tenant_cells()
+        weights = {one.sequence.share.tenant_id: one.sequence.share.weight for one in self._holdings.values()}
+        total = sum(weights.values())
 
         def rank(holding: Holding) -> int | None:
             share = holding.sequence.share
-            if share.tenant_id != requester.tenant_id and held[share.tenant_id] <= share.cache_floor_cells:
+            cells = held[share.tenant_id]
+            if share.tenant_id != requester.tenant_id and cells <= share.cache_floor_cells:
                 return 3 if breaks_floors else None
-            if held[share.tenant_id] * total > self.num_cells * weights.get(share.tenant_id, 1.0):
+            if cells * total > self.num_cells * share.weight:
                 return 0
             return 1 if share.tenant_id == requester.tenant_id else 2
 
         ranked = [
             (place, holding.last_used, holding)
             for holding in self._holdings.values()
-            if holding.is_resident and (place := rank(holding)) is not None
+            if holding.is_resident and not holding.is_pinned and (place := rank(holding)) is not None
         ]
         return [holding for *_, holding in sorted(ranked, key=lambda entry: entry[:2])]
 
-    def check_integrity(self, running: Iterable[Sequence]) -> None:
-        """Assert that ids, cells and holders agree with each other and with the running sequences."""
-        held = {sequence.sequence_id: sequence for sequence in running}
+    def num_reclaimable(self, holdings: Iterable[Holding]) -> int:
+        """Cells that are free once all of ``holdings`` are dropped: those that nobody else holds."""
+        cells = [holding.cells[: holding.num_cells] for holding in holdings]
+        if not cells:
+            return 0
+        counts = np.bincount(np.concatenate(cells), minlength=self.num_cells)
+        return int(((counts > 0) & (counts == self._num_holders)).sum())
+
+    def tenant_cells(self) -> dict[str, float]:
+        """Cells by tenant; one that n ids hold counts 1/n for each."""
+        held: dict[str, float] = {}
+        for holding in self._holdings.values():
+            tenant_id = holding.sequence.share.tenant_id
+            held[tenant_id] = held.get(tenant_id, 0.0) + self._num_held(holding)
+        return held
+
+    def _num_held(self, holding: Holding) -> float:
+        return float((1.0 / self._num_holders[holding.cells[: holding.num_cells]]).sum())
+
+    def check_integrity(self, living: Iterable[Sequence]) -> None:
+        """Assert that ids, cells and holders agree with each other and with the living sequences that have
+        KV.
+        """
+        held = {sequence.sequence_id: sequence for sequence in living}
         for sequence_id, holding in self._holdings.items():
             assert holding.sequence_id == sequence_id
             if holding.is_resident:

@@ -17,7 +17,7 @@ Tokens = npt.NDArray[np.int32]
 
 
 class SequenceState(Enum):
-    """Where a sequence stands."""
+    """Where a sequence stands. One that waits and has KV is *paused*."""
 
     WAITING = "waiting"
     RUNNING = "running"
@@ -52,8 +52,9 @@ class Sequence:
     """One generation: its tokens, how many are computed, and what ends it.
 
     ``prompt``: int32 of shape (n,), n ≥ 1. ``max_new_tokens`` ≥ 1. ``end_tokens`` finish it with STOP.
-    ``cache_namespace``: sequences of different namespaces never see each other's KV. A larger ``priority``
-    goes first within the tenant.
+    ``cache_namespace``: sequences of different namespaces never see each other's KV. ``is_public``: all
+    namespaces may share its prompt once it has ended. A larger ``priority`` goes first within the tenant.
+    ``queue_timeout_s``: how long it may wait for its first slot; None: for ever.
     """
 
     __slots__ = (
@@ -62,6 +63,7 @@ class Sequence:
         "cache_namespace",
         "end_tokens",
         "finish_reason",
+        "is_public",
         "key",
         "max_new_tokens",
         "num_cached",
@@ -70,6 +72,7 @@ class Sequence:
         "num_known",
         "num_prompt",
         "priority",
+        "queue_timeout_s",
         "queued_at",
         "sequence_id",
         "share",
@@ -87,6 +90,8 @@ class Sequence:
         cache_namespace: str,
         end_tokens: frozenset[int] = frozenset(),
         priority: int = 0,
+        is_public: bool = False,
+        queue_timeout_s: float | None = None,
     ) -> None:
         if not len(prompt) or max_new_tokens < 1:
             raise ValueError("a sequence needs a prompt and room for one token")
@@ -95,6 +100,8 @@ class Sequence:
         self.cache_namespace = cache_namespace
         self.end_tokens = end_tokens
         self.priority = priority
+        self.is_public = is_public
+        self.queue_timeout_s = queue_timeout_s
         self.max_new_tokens = max_new_tokens
         self.num_prompt = len(prompt)
         self.num_known = len(prompt)

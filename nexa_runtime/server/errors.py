@@ -3,6 +3,7 @@
 Owns the map from classes to HTTP statuses and OpenAI's error body. It never decides what is an error.
 """
 
+import math
 from collections.abc import Mapping
 
 import orjson
@@ -14,17 +15,21 @@ from nexa_runtime import errors
 
 _STATUS: Mapping[type[errors.NexaError], int] = {
     errors.RequestError: 400,
+    errors.AuthenticationError: 401,
+    errors.AccessError: 403,
     errors.ModelNotFoundError: 404,
     errors.BodyTimeoutError: 408,
     errors.BodyTooLargeError: 413,
     errors.ClientDisconnectedError: 499,
+    errors.TenantLimitError: 429,
     errors.NexaError: 500,
-    errors.QueueFullError: 503,
-    errors.ShuttingDownError: 503,
+    errors.TenantConfigError: 503,
+    errors.BoxBusyError: 503,
     errors.RequestTimeoutError: 504,
 }
 
-_RETRY_AFTER_S = {errors.QueueFullError: 1, errors.ShuttingDownError: 5}
+_MAX_RETRY_AFTER_S = 60
+"""OpenAI's clients do not retry at all when they are told to wait for longer than two minutes."""
 
 _HTTP_CODES = {404: "not_found", 405: "method_not_allowed"}
 
@@ -49,10 +54,7 @@ def error_body(error: Exception) -> dict[str, object]:
 
 def error_response(error: Exception) -> Response:
     """The whole response of an error."""
-    headers = {}
-    if (seconds := _RETRY_AFTER_S.get(type(error))) is not None:
-        headers["retry-after"] = str(seconds)
-    return json_response(error_body(error), status=status_of(error), headers=headers)
+    return json_response(error_body(error), status=status_of(error), headers=_retry_headers(error))
 
 
 async def on_nexa_error(_: Request, error: Exception) -> Response:
@@ -81,6 +83,14 @@ def json_response(
     return Response(orjson.dumps(content), status_code=status, headers=headers, media_type="application/json")
 
 
+def _retry_headers(error: Exception) -> dict[str, str]:
+    if not isinstance(error, (errors.TenantLimitError, errors.BoxBusyError, errors.TenantConfigError)):
+        return {}
+    seconds = min(max(error.retry_after_s, 1.0), _MAX_RETRY_AFTER_S)
+    return {"retry-after": str(math.ceil(seconds)), "retry-after-ms": str(math.ceil(seconds * 1e3))}
+
+
 def _body(message: str, status: int, param: str | None, code: str) -> dict[str, object]:
-    kind = "invalid_request_error" if status < 500 else "server_error"
+    kinds = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+    kind = kinds.get(status, "invalid_request_error") if status < 500 else "server_error"
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}

@@ -14,7 +14,7 @@ from anyio.to_thread import run_sync
 
 from nexa_runtime.config import ServingSettings
 from nexa_runtime.engine.engine import News
-from nexa_runtime.errors import InvalidRequestError, QueueFullError, ShuttingDownError
+from nexa_runtime.errors import InvalidRequestError, OverloadedError, ShuttingDownError
 from nexa_runtime.serving.pool import LoadedModel, ModelPool
 
 ResultT = TypeVar("ResultT")
@@ -67,7 +67,7 @@ class Dispatcher:
     def admit(self, model: LoadedModel, count: int) -> None:
         """Let ``count`` more in, or raise. The cheap check first: a full box neither renders nor tokenizes.
 
-        Raises ``QueueFullError`` and ``ShuttingDownError``; else ``leave`` is called once for them.
+        Raises ``OverloadedError`` and ``ShuttingDownError``; else ``leave`` is called once for them.
         """
         if self._is_stopping:
             raise ShuttingDownError
@@ -75,7 +75,7 @@ class Dispatcher:
         if count > room:
             raise InvalidRequestError(f"This server takes at most {room} prompts at once.", param="prompt")
         if self._num_admitted + count > room:
-            raise QueueFullError(self.settings.max_queue)
+            raise OverloadedError(self.settings.max_queue, 1.0)
         self._num_admitted += count
 
     def leave(self, count: int) -> None:

@@ -44,7 +44,7 @@ class EmbeddingService:
     ) -> Embeddings:
         """The vectors of ``inputs``, cut to ``dimensions`` and scaled to length 1 again.
 
-        Raises ``RequestError``, ``QueueFullError``, ``ShuttingDownError``, ``RequestTimeoutError``.
+        Raises ``RequestError``, ``OverloadedError``, ``ShuttingDownError``, ``RequestTimeoutError``.
         Cancelling it ends the request in the engine.
         """
         model = self._dispatcher.pool.resolve(model_name, Kind.EMBEDDING)

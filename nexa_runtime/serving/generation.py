@@ -228,7 +228,7 @@ class GenerationService:
     async def open_chat(self, messages: Sequence[Message], options: GenerationOptions) -> Generation:
         """Start the answer to a conversation.
 
-        Raises ``RequestError``, ``QueueFullError``, ``ShuttingDownError``.
+        Raises ``RequestError``, ``OverloadedError``, ``ShuttingDownError``.
         """
         model = self._dispatcher.pool.resolve(options.model, Kind.CHAT)
         vocab = model.model.vocab

@@ -123,9 +123,65 @@ def test_eviction_order() -> None:
     for sequence in (safe, other, mine, *big):
         run(cache, sequence)
         end(cache, sequence)
-    weights = dict.fromkeys(["big", "mine", "other", "safe"], 1.0)
-    order = [holding.sequence.key for holding in cache.evictable(TenantShare("mine"), weights)]
+    order = [holding.sequence.key for holding in cache.evictable(TenantShare("mine"))]
     assert order == [1, 2, 3, 4]
-    with_floors = cache.evictable(TenantShare("mine"), weights, breaks_floors=True)
+    with_floors = cache.evictable(TenantShare("mine"), breaks_floors=True)
     assert [holding.sequence.key for holding in with_floors] == [1, 2, 3, 4, 5]
-    assert [one.sequence.key for one in cache.evictable(TenantShare("safe"), weights)] == [1, 2, 5, 4, 3]
+    assert [one.sequence.key for one in cache.evictable(TenantShare("safe"))] == [1, 2, 5, 4, 3]
+
+
+def test_shared_cells_count_once() -> None:
+    cache = KvCache(num_ids=8, num_cells=60)
+    prefix = list(range(1, 21))
+    first = make(1, [*prefix, 100], tenant="a")
+    run(cache, first)
+    second = make(2, [*prefix, 200, 201], tenant="a")
+    run(cache, second)
+    assert cache.tenant_cells() == {"a": 23.0}
+    end(cache, first)
+    (holding,) = cache.evictable(TenantShare("a"))
+    assert cache.num_reclaimable([holding]) == 1
+    end(cache, second)
+    assert cache.num_reclaimable(cache.evictable(TenantShare("a"))) == 23
+    assert cache.num_reclaimable([]) == 0
+
+
+def test_an_idle_tenants_weight_counts_too() -> None:
+    cache = KvCache(num_ids=8, num_cells=60)
+    for key, (tenant, weight) in enumerate([("heavy", 3.0), ("light", 1.0)], start=1):
+        sequence = make(key, [key * 100 + index for index in range(25)], tenant=tenant)
+        sequence.share = TenantShare(tenant, weight=weight)
+        run(cache, sequence)
+        end(cache, sequence)
+    # 25 of 60 cells are more than a quarter and less than three quarters.
+    order = [one.sequence.share.tenant_id for one in cache.evictable(TenantShare("other"))]
+    assert order == ["light", "heavy"]
+
+
+def test_a_public_prefix_is_shared_by_all_and_never_goes() -> None:
+    cache = KvCache(num_ids=3, num_cells=100)
+    public = make(1, list(range(1, 21)), tenant="(public)")
+    public.is_public = True
+    run(cache, public)
+    end(cache, public)
+    assert cache.num_pinned_cells == 20
+    for key, tenant in enumerate(["a", "b"], start=2):
+        one = make(key, [*range(1, 21), key * 100, 7], tenant=tenant)
+        match = cache.match(one)
+        assert (match.num_tokens, cache.takes_over(match)) == (20, False)
+        run(cache, one)
+        end(cache, one)
+    assert [one.sequence.key for one in cache.evictable(TenantShare("c"), breaks_floors=True)] == [2, 3]
+    # What a tenant added is its own.
+    assert cache.match(make(9, [*range(1, 21), 200, 7, 8], tenant="b")).num_tokens == 20
+
+
+def test_split_ids_are_not_cut_back_for_little_while_one_is_free() -> None:
+    cache = KvCache(num_ids=2, num_cells=100, reuse=Reuse.OWN_PREFIX)
+    long = make(1, list(range(1, 31)))
+    run(cache, long)
+    end(cache, long)
+    assert cache.match(make(2, [1, 2, 3, 99])).num_tokens == 0
+    assert cache.match(make(3, [*range(1, 21), 99])).num_tokens == 20
+    run(cache, make(4, [7, 8, 9]))
+    assert cache.match(make(5, [1, 2, 3, 99])).num_tokens == 3

@@ -398,7 +398,7 @@ def test_a_full_queue_is_503_and_says_when_to_come_back(make_server: Any) -> Non
         next(stream.events())
         refused = server.chat("Hello")
         assert refused.status_code == 503
-        assert error_of(refused)["code"] == "queue_full"
+        assert error_of(refused)["code"] == "overloaded"
         assert int(refused.headers["retry-after"]) >= 1
 
 

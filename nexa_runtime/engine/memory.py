@@ -1,0 +1,157 @@
+"""Whether a sequence fits, and who gives way when cells run out.
+
+Owns the order in which cells are given up: residents (``KvCache.evictable`` ranks them), then what paused
+sequences hold, then one running sequence after the other, the most recent of the tenant furthest ahead. What
+is taken from a sequence is computed again later, with the same answer. Pure. ``scheduler`` calls it.
+"""
+
+from collections.abc import Collection, Iterable
+
+from nexa_runtime.engine.fair_queue import Accounts
+from nexa_runtime.engine.kv_cache import Holding, KvCache, Match, common_prefix
+from nexa_runtime.engine.sequence import Chunk, KvOperation, Sequence, SequenceState
+from nexa_runtime.engine.slots import Change, Slots
+
+OUTPUT_RESERVE = 64
+"""Cells kept for the answer when a sequence is let in; longer answers take what is there, or preempt."""
+
+
+class Memory:
+    """``operations``: what it does to the KV cache is appended there, for the next plan."""
+
+    def __init__(
+        self, kv_cache: KvCache, slots: Slots, accounts: Accounts, operations: list[KvOperation]
+    ) -> None:
+        self._kv = kv_cache
+        self._slots = slots
+        self._accounts = accounts
+        self._operations = operations
+        self.num_preemptions = 0
+        self.num_evictions = 0
+
+    def pauses_for(self, change: Change) -> tuple[Sequence, ...] | None:
+        """Which losers must be paused so that a change fits, one at least if there are any; None: it does
+        not fit.
+        """
+        if not change.losers:
+            return () if self._fits(change.sequence, ()) else None
+        for count in range(1, len(change.losers) + 1):
+            if self._fits(change.sequence, change.losers[:count]):
+                return change.losers[:count]
+        return None
+
+    def make_id(self, sequence: Sequence) -> Match:
+        """Free an id for ``sequence`` if it needs one; the prefix that it can use."""
+        match = self._kv.match(sequence)
+        if self._kv.has_free_id or self._kv.takes_over(match):
+            return match
+        others = self._kv.evictable(sequence.share, breaks_floors=True)
+        victim = next((one for one in others if one is not match.holding), None)
+        if victim is not None:
+            self._evict(victim)
+            return match
+        if others:
+            return match  # the matched one is cut back and taken over
+        self.preempt(self._furthest_ahead(self._slots.paused()))
+        return self._kv.match(sequence)
+
+    def make_room(self, sequence: Sequence, count: int, planned: dict[int, Chunk]) -> int:
+        """Free cells for ``count`` tokens, or for as many as there are; 0 when ``sequence`` itself gave way.
+
+        ``planned``: what this step computes already, by key; whoever gives way is taken out of it.
+        """
+        while self._kv.num_free_cells < count and self._give_up(sequence):
+            pass
+        while not self._kv.num_free_cells:
+            holders = [one for one in self._slots.running if one.sequence_id is not None]
+            victim = self._furthest_ahead(holders)
+            if victim is sequence and len(holders) == 1:
+                # It is alone and fits the pool: what others keep at their floor gives way.
+                self._evict(self._kv.evictable(sequence.share, breaks_floors=True)[0])
+                continue
+            planned.pop(victim.key, None)
+            self.preempt(victim)
+            if victim is sequence:
+                return 0
+        return min(count, self._kv.num_free_cells)
+
+    def relieve(self, sequence: Sequence) -> bool:
+        """llama.cpp found no room although the books say so: give one thing up; False if nothing is left."""
+        if self._give_up(sequence):
+            return True
+        holders = [one for one in self._slots.running if one.sequence_id is not None]
+        if len(holders) > 1:
+            self.preempt(self._furthest_ahead(holders))
+            return True
+        at_floor = self._kv.evictable(sequence.share, breaks_floors=True)
+        if at_floor:
+            self._evict(at_floor[0])
+        return bool(at_floor)
+
+    def preempt(self, sequence: Sequence) -> None:
+        """Take a living sequence's KV; it is computed again from its tokens, and waits until then."""
+        self._operations += self._kv.drop_sequence(sequence)
+        if sequence.num_charged == sequence.num_cached:
+            sequence.num_charged = sequence.num_cached = 0  # nothing was computed: the next match counts
+        if sequence.state is SequenceState.RUNNING:
+            self._slots.stop(sequence)
+        self.num_preemptions += 1
+
+    def leader_tokens(self, sequence: Sequence, leaders: Iterable[Sequence]) -> int:
+        """How many of the next tokens of ``sequence`` the ``leaders`` know too: they compute them first."""
+        if not self._kv.is_shared:
+            return 0
+        longest = 0
+        for leader in leaders:
+            end = min(sequence.num_known, leader.num_known) - 1
+            if leader.cache_namespace == sequence.cache_namespace and end > longest:
+                common = common_prefix(sequence.tokens(0, end), leader.tokens(0, end))
+                longest = max(longest, common)
+        return longest
+
+    def _fits(self, sequence: Sequence, pausing: Collection[Sequence]) -> bool:
+        """Whether what it must compute and a first part of its answer fit beside what is promised already."""
+        running = [one for one in self._slots.running if one not in pausing]
+        if not running:
+            return True
+        match = self._match(sequence)
+        paused = {one.sequence_id for one in [*self._slots.paused(), *pausing] if one is not sequence}
+        giving = self._kv.evictable(sequence.share)
+        giving += [one for one in self._kv.holdings() if one.sequence_id in paused]
+        giving = [one for one in giving if one is not match.holding]
+        available = self._kv.num_free_cells + self._kv.num_reclaimable(giving)
+        promised = sum(self._cells_to_come(one, running[:place]) for place, one in enumerate(running))
+        return self._cells_to_come(sequence, running) <= available - promised
+
+    def _cells_to_come(self, sequence: Sequence, ahead: Iterable[Sequence]) -> int:
+        """Cells that a sequence is promised: what it must compute, and a bounded part of what it may still
+        say. What those ``ahead`` of it compute too is shared.
+        """
+        shared = 0
+        if sequence.sequence_id is None:
+            shared = max(self._match(sequence).num_tokens, self.leader_tokens(sequence, ahead))
+        answer = min(OUTPUT_RESERVE, sequence.max_new_tokens - sequence.num_new)
+        return sequence.num_pending - shared + answer - 1
+
+    def _match(self, sequence: Sequence) -> Match:
+        return self._kv.match(sequence) if sequence.sequence_id is None else Match(None, 0)
+
+    def _give_up(self, requester: Sequence) -> bool:
+        """Evict one resident or take one paused sequence's KV; False if there is neither."""
+        # Ranked anew each time: what has gone counts towards its tenant's share and floor no more.
+        residents = self._kv.evictable(requester.share)
+        if residents:
+            self._evict(residents[0])
+            return True
+        paused = [one for one in self._slots.paused() if one is not requester]
+        if paused:
+            self.preempt(self._furthest_ahead(paused))
+        return bool(paused)
+
+    def _furthest_ahead(self, sequences: Iterable[Sequence]) -> Sequence:
+        """The most recent one of the tenant with most virtual time."""
+        return max(sequences, key=lambda one: (self._accounts.virtual_time(one.share.tenant_id), one.arrival))
+
+    def _evict(self, holding: Holding) -> None:
+        self._operations += self._kv.drop(holding)
+        self.num_evictions += 1

@@ -1,0 +1,124 @@
+"""Who holds a slot: the running set, the waiting line, and whose turn it is.
+
+Owns which sequences run and which wait, the paused ones (waiting, their KV kept) among them. Pure: it says
+which change is due, ``scheduler`` asks ``memory`` whether it fits and makes it. It never looks at cells.
+
+A free slot goes to the tenant with least virtual time. With all slots taken, a waiting tenant gets one
+
+- at once, while it runs less than its guaranteed slots, from a *borrower*: a tenant that runs more than its
+  own, and has not had less than the waiting one;
+- by *rotation*, when it is more than a quantum behind the running tenant furthest ahead: as many as its
+  weight says; and when it is more than two quanta behind, all of them.
+
+So the virtual times of two tenants that both always have something waiting differ by two quanta and one
+step's charge at most, whatever they hold and however long their answers are.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from nexa_runtime.engine.fair_queue import Accounts, FairQueue
+from nexa_runtime.engine.sequence import Sequence, SequenceState
+
+QUANTUM = 256.0
+"""Weighted tokens that a waiting tenant may fall behind before it takes over a slot."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """``sequence`` is to get a slot: a free one, or that of the first of ``losers``.
+
+    ``losers``: running sequences of the tenant that gives way, the youngest first. More of them may be
+    paused when memory wants it.
+    """
+
+    sequence: Sequence
+    losers: tuple[Sequence, ...] = ()
+
+
+class Slots:
+    """``num_slots``: sequences that run at once."""
+
+    def __init__(self, num_slots: int, accounts: Accounts) -> None:
+        self.num_slots = num_slots
+        self.running: list[Sequence] = []
+        """In the order in which they got their slots."""
+        self._accounts = accounts
+        self._queue = FairQueue(accounts)
+
+    @property
+    def num_waiting(self) -> int:
+        """Sequences in line, paused ones too."""
+        return self._queue.num_waiting
+
+    def waiting(self) -> Iterator[Sequence]:
+        """All that wait, in no order."""
+        return self._queue.waiting()
+
+    def paused(self) -> list[Sequence]:
+        """Waiting sequences that have KV."""
+        return [sequence for sequence in self._queue.waiting() if sequence.sequence_id is not None]
+
+    def add(self, sequence: Sequence) -> None:
+        """Put a new sequence in line."""
+        self._queue.push(sequence)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Take a sequence out, wherever it is."""
+        if sequence.state is SequenceState.WAITING:
+            self._queue.take(sequence)
+        else:
+            self.running.remove(sequence)
+
+    def start(self, sequence: Sequence, now: float) -> None:
+        """Give a waiting sequence a slot."""
+        self._queue.take(sequence)
+        sequence.state = SequenceState.RUNNING
+        sequence.started_at = now if sequence.started_at is None else sequence.started_at
+        self.running.append(sequence)
+
+    def stop(self, sequence: Sequence) -> None:
+        """Send a running sequence back into the line, at its old place."""
+        self.running.remove(sequence)
+        sequence.state = SequenceState.WAITING
+        self._queue.put_back(sequence)
+
+    def next_change(self) -> Change | None:
+        """The next change that is due, or None. Changes nothing."""
+        held = Counter(sequence.share.tenant_id for sequence in self.running)
+        heads = [head for head in self._queue.heads() if _may_run(head, held)]
+        if heads and len(self.running) < self.num_slots:
+            return Change(heads[0])
+        for head in heads:
+            if (loser := self._loser(head, held)) is not None:
+                return Change(head, self._running_of(loser))
+        return None
+
+    def _loser(self, head: Sequence, held: Counter[str]) -> str | None:
+        """The tenant that gives way to ``head``, or None."""
+        mine = head.share
+        now_at = self._accounts.virtual_time(mine.tenant_id)
+        # Equal times are told apart by name, so that a schedule depends on nothing else.
+        ahead = sorted((self._accounts.virtual_time(name), name) for name in held if name != mine.tenant_id)
+        if held[mine.tenant_id] < mine.guaranteed_slots:
+            guaranteed = {one.share.tenant_id: one.share.guaranteed_slots for one in self.running}
+            borrowers = [name for at, name in ahead if at >= now_at and held[name] > guaranteed[name]]
+            if borrowers:
+                return borrowers[-1]
+        if not ahead:
+            return None
+        furthest_at, furthest = ahead[-1]
+        gap = furthest_at - now_at
+        weight = self._running_of(furthest)[0].share.weight
+        has_less = held[mine.tenant_id] * weight <= held[furthest] * mine.weight
+        return furthest if gap > 2 * QUANTUM or (gap > QUANTUM and has_less) else None
+
+    def _running_of(self, tenant_id: str) -> tuple[Sequence, ...]:
+        mine = [sequence for sequence in self.running if sequence.share.tenant_id == tenant_id]
+        return tuple(sorted(mine, key=lambda one: (one.priority, -one.arrival)))
+
+
+def _may_run(sequence: Sequence, held: Counter[str]) -> bool:
+    share = sequence.share
+    return share.max_slots is None or held[share.tenant_id] < share.max_slots

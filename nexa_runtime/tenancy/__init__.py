@@ -1,0 +1,1 @@
+"""Who may ask for what: tenants, their limits, their keys."""

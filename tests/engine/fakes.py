@@ -1,0 +1,67 @@
+"""What stands in for llama.cpp where the scheduler alone is tested."""
+
+import zlib
+from itertools import count
+
+from nexa_runtime.engine.kv_cache import Reuse
+from nexa_runtime.engine.sequence import Sequence, StepPlan, StepResult, Truncate
+
+END = 0
+
+
+def next_token(sequence: Sequence) -> int:
+    """What a model would do: a token that depends on all before it, now and then the end."""
+    checksum = zlib.crc32(sequence.tokens(0, sequence.num_known).data)
+    return END if checksum % 11 == 0 else 1 + checksum % 50_000
+
+
+class FakeRunner:
+    """Does to its own KV cells what llama.cpp would, checks every plan, and answers with ``next_token``."""
+
+    def __init__(
+        self, num_cells: int = 100_000, reuse: Reuse = Reuse.ANY_PREFIX, *, is_thorough: bool = True
+    ) -> None:
+        """``is_thorough``: compare every cell at every step, which takes time for long sequences."""
+        self.num_cells = num_cells
+        self.reuse = reuse
+        self.is_thorough = is_thorough
+        self.num_computed_rows = 0
+        self.cells: dict[int, list[tuple[int, int]]] = {}
+        """Id → its cells, each (number, token); a copied prefix has the same numbers."""
+        self._numbers = count()
+
+    def apply(self, plan: StepPlan) -> None:
+        for operation in plan.operations:
+            if isinstance(operation, Truncate):
+                cells = self.cells.setdefault(operation.sequence_id, [])
+                if self.reuse is Reuse.WHOLE:  # such a state can only be dropped, or left as it is
+                    assert operation.num_tokens in (0, len(cells))
+                del cells[operation.num_tokens :]
+            else:
+                assert self.reuse is Reuse.ANY_PREFIX
+                source = self.cells[operation.source_id]
+                assert operation.num_tokens <= len(source)
+                assert not self.cells.get(operation.target_id)
+                self.cells[operation.target_id] = source[: operation.num_tokens]
+
+    def execute(self, plan: StepPlan, failed: dict[int, Exception] | None = None) -> StepResult:
+        self.apply(plan)
+        tokens = {}
+        for chunk in plan.chunks:
+            sequence = chunk.sequence
+            assert sequence.sequence_id is not None
+            cells = self.cells.setdefault(sequence.sequence_id, [])
+            assert len(cells) == chunk.start
+            if self.is_thorough:
+                assert [token for _, token in cells] == sequence.tokens(0, chunk.start).tolist()
+            new = sequence.tokens(chunk.start, chunk.count).tolist()
+            cells += [(next(self._numbers), token) for token in new]
+            self.num_computed_rows += chunk.count
+            if chunk.wants_token:
+                tokens[sequence.key] = next_token(sequence)
+        assert not self.is_thorough or self.num_used() <= self.num_cells
+        elapsed_s = 0.03 + 0.002 * plan.num_rows
+        return StepResult(elapsed_s, tokens, failed or {})
+
+    def num_used(self) -> int:
+        return len({number for cells in self.cells.values() for number, _ in cells})
