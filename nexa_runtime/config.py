@@ -8,7 +8,8 @@ from the environment; command-line flags override them. It never reads files or 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
-from typing import Annotated, Any, Literal, TypeVar
+from types import NoneType
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import (
     AliasChoices,
@@ -41,12 +42,15 @@ def _split(value: object) -> object:
 
 
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
-Digests = Annotated[
-    tuple[Annotated[str, StringConstraints(pattern="^[0-9a-fA-F]{64}$")], ...],
-    NoDecode,
-    BeforeValidator(_split),
-]
-Networks = Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode, BeforeValidator(_split)]
+DigestList = tuple[Annotated[str, StringConstraints(pattern="^[0-9a-fA-F]{64}$")], ...]
+Digests = Annotated[DigestList, NoDecode, BeforeValidator(_split)]
+NetworkList = tuple[IPv4Network | IPv6Network, ...]
+Networks = Annotated[NetworkList, NoDecode, BeforeValidator(_split)]
+
+_LISTS: dict[object, str] = {
+    DigestList: "digests of 64 hex digits, with commas",
+    NetworkList: "networks like 10.0.0.0/8, with commas",
+}
 
 
 class ModelSettings(_Slice):
@@ -113,6 +117,13 @@ class EngineSettings(_Slice):
         le=60_000,
         description="milliseconds between two tokens of a stream while prompts arrive;"
         " auto: twice what it takes without them",
+    )
+
+    public_prefixes_file: str | None = Field(
+        None,
+        validation_alias="NEXA_PUBLIC_PREFIXES_FILE",
+        min_length=1,
+        description="YAML file with prompt beginnings that all tenants share, computed at start",
     )
 
     @field_validator("itl_target_ms", mode="before")
@@ -197,19 +208,17 @@ class TenancySettings(_Slice):
         min_length=1,
         description="YAML file with the tenants and their limits, for a box without Vault",
     )
-    public_prefixes_file: str | None = Field(
-        None,
-        validation_alias="NEXA_PUBLIC_PREFIXES_FILE",
-        min_length=1,
-        description="YAML file with prompt beginnings that all tenants share, computed at start",
-    )
 
 
 class VaultSettings(_Slice):
     """How HashiCorp Vault is asked."""
 
     address: str | None = Field(
-        None, validation_alias="VAULT_ADDR", pattern=r"^https?://\S+$", description="URL of Vault"
+        None,
+        validation_alias="VAULT_ADDR",
+        pattern=r"^https?://\S+$",
+        examples=["https://vault.example:8200"],
+        description="URL of Vault",
     )
     token: SecretStr | None = Field(
         None, validation_alias="VAULT_TOKEN", description="a Vault token; AppRole and Kubernetes need none"
@@ -221,6 +230,7 @@ class VaultSettings(_Slice):
         "secret/data/tenant/{{tenant_id}}/nexa",
         validation_alias="NEXA_VAULT_PATH_TEMPLATE",
         pattern=r"^[^/\s]+/data/\S*\{\{\s*tenant_id\s*\}\}\S*$",
+        examples=["secret/data/tenant/{{tenant_id}}/nexa"],
         description="KV v2 API path of a tenant's secret: mount, /data/, and a path with {{tenant_id}}",
     )
     role_id: str | None = Field(
@@ -301,6 +311,18 @@ class AccessSettings(_Slice):
     )
 
 
+class ClientSettings(_Slice):
+    """Which running server the commands ask."""
+
+    url: str = Field(
+        "http://127.0.0.1:8080",
+        validation_alias="NEXA_URL",
+        pattern=r"^https?://\S+$",
+        examples=["http://127.0.0.1:8080"],
+        description="URL of the server that `nexa-runtime tenants` asks",
+    )
+
+
 class LogSettings(_Slice):
     """What is written to stderr."""
 
@@ -327,12 +349,13 @@ class Settings:
     tenancy: TenancySettings
     vault: VaultSettings
     access: AccessSettings
+    client: ClientSettings
     log: LogSettings
 
 
 SLICES: tuple[type[_Slice], ...] = (
     ModelSettings, EngineSettings, ServingSettings, ServerSettings,
-    TenancySettings, VaultSettings, AccessSettings, LogSettings,
+    TenancySettings, VaultSettings, AccessSettings, ClientSettings, LogSettings,
 )  # fmt: skip
 
 
@@ -358,6 +381,7 @@ def load_settings(overrides: Mapping[str, object] | None = None) -> Settings:
         tenancy=_load(TenancySettings, given),
         vault=_load(VaultSettings, given),
         access=_load(AccessSettings, given),
+        client=_load(ClientSettings, given),
         log=_load(LogSettings, given),
     )
 
@@ -375,23 +399,43 @@ def _sentence(cls: type[_Slice], error: ValidationError) -> str:
     name = str(first["loc"][0])
     for field in cls.model_fields.values():
         if name in env_names(field):
-            value = str(first.get("input"))[:100]
-            return f"{name} is {value!r}, but must be {_range(field)} ({field.description})."
+            value = "no such text" if _is_secret(field) else repr(str(first.get("input"))[:100])
+            return f"{name} is {value}, but must be {_range(field)} ({field.description})."
     return f"{name}: {first['msg']}."
 
 
+def _options(field: FieldInfo) -> tuple[object, ...]:
+    """The alternatives of a field's type."""
+    return get_args(field.annotation) if get_origin(field.annotation) is not tuple else ()
+
+
+def _is_secret(field: FieldInfo) -> bool:
+    return SecretStr in _options(field)
+
+
 def _range(field: FieldInfo) -> str:
-    options = getattr(field.annotation, "__args__", (field.annotation,))
-    kinds = {int: "an integer", float: "a number", str: "a text"}
+    if field.annotation is bool:
+        return "true or false"
+    if get_origin(field.annotation) is tuple:
+        return _LISTS.get(field.annotation, "a list with commas")
+    options = _options(field) or (field.annotation,)
+    kinds = {int: "an integer", float: "a number", str: "a text", SecretStr: "a text"}
     kind = next((kinds[option] for option in options if option in kinds), None)
     if kind is None:
-        return "one of " + ", ".join(str(option) for option in options)
+        names = [
+            name for option in options for name in get_args(option) or (option,) if option is not NoneType
+        ]
+        return "one of " + ", ".join(str(name) for name in names)
     bounds: dict[str, Any] = {}
     for item in field.metadata:
         for bound in ("ge", "gt", "le", "min_length"):
             if (value := getattr(item, bound, None)) is not None:
                 bounds[bound] = value
+    if field.examples:
+        return f"{kind} like {field.examples[0]}"
     if "min_length" in bounds:
         return kind + " in UTF-8 that is not empty"
+    if not bounds:
+        return kind
     low = f"above {bounds['gt']}" if "gt" in bounds else f"from {bounds.get('ge')}"
     return f"{kind} {low} to {bounds['le']}" if "le" in bounds else kind

@@ -6,6 +6,7 @@ map classes to those, once.
 
     NexaError
     ├── ConfigError                  a setting is missing or out of range
+    ├── ClientError                  a running server could not be asked, or refused (for commands)
     ├── ModelFileError               a model file is absent, damaged or does not fit
     ├── LlamaGuardError              a call that would have killed the process was refused
     ├── SourceUnavailableError       the source of limits gives no word
@@ -55,6 +56,17 @@ class ConfigError(NexaError):
     """A setting is wrong; the message names it and its range."""
 
     code = "config_invalid"
+
+
+class ClientError(NexaError):
+    """A command asked a running server and got no answer that helps."""
+
+    code = "server_not_asked"
+
+    def __init__(self, url: str, reason: str) -> None:
+        self.url = url
+        self.reason = reason
+        super().__init__(f"{url} {reason}")
 
 
 class ModelFileError(NexaError):

@@ -21,6 +21,7 @@ from nexa_runtime.llama import Context, ContextParams, DecodeStatus, Model
 from nexa_runtime.server.app import App, Server, bind
 from nexa_runtime.serving.loading import DEMO_PATH, load_model
 from nexa_runtime.serving.pool import LoadedModel, ModelPool
+from nexa_runtime.tenancy.setup import open_tenancy
 
 NEAR_TIE = 0.05
 """Two logits this close may change places when llama.cpp computes them in another batch size."""
@@ -60,7 +61,7 @@ class LiveServer:
         self._listener = bind(settings.server)
         self.loaded = load_model(settings.model, settings.engine)
         change(self.loaded)
-        self.app = App(ModelPool(self.loaded), settings.serving, settings.server)
+        self.app = App(ModelPool(self.loaded), open_tenancy(settings.tenancy, settings.vault), settings)
         self._server = Server(self.app, settings.server)
         self._thread = threading.Thread(target=self._run, name="live-server")
         self._thread.start()

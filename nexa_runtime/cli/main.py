@@ -4,6 +4,7 @@ Owns arguments, their help, and how flags become settings. It never computes any
 it.
 """
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -11,6 +12,7 @@ import typer
 import nexa_runtime
 from nexa_runtime.cli import run as run_command
 from nexa_runtime.cli import serve as serve_command
+from nexa_runtime.cli import tenants as tenants_command
 from nexa_runtime.config import (
     EngineSettings,
     ModelSettings,
@@ -99,6 +101,44 @@ def run(
         quiet=True,
     )
     run_command.run(settings, prompt)
+
+
+keys_app = typer.Typer(help="Keys of tenants.", no_args_is_help=True)
+tenants_app = typer.Typer(help="What tenants may do, and have used.", no_args_is_help=True)
+app.add_typer(keys_app, name="keys")
+app.add_typer(tenants_app, name="tenants")
+
+TenantArgument = Annotated[str, typer.Argument(help="the tenant's id")]
+
+
+@keys_app.command()
+def create(tenant: Annotated[str, typer.Option("--tenant", help="whose key it is")]) -> None:
+    """Make a key: it is printed once, with its digest and the command that puts it into Vault."""
+    tenants_command.create(tenant, _settings(quiet=True))
+
+
+@tenants_app.command("list")
+def list_tenants() -> None:
+    """The tenants that a running server knows (NEXA_URL, NEXA_ADMIN_KEY)."""
+    tenants_command.list_all(_settings(quiet=True))
+
+
+@tenants_app.command()
+def show(
+    tenant: TenantArgument,
+    refresh: Annotated[bool, typer.Option("--refresh", help="ask the source of limits anew")] = False,
+) -> None:
+    """The limits in force for one tenant, as a running server applies them."""
+    tenants_command.show(tenant, _settings(quiet=True), refresh=refresh)
+
+
+@tenants_app.command()
+def check(
+    tenant: Annotated[str | None, typer.Argument(help="the tenant's id")] = None,
+    file: Annotated[Path | None, typer.Option("--file", help="look into this tenants file instead")] = None,
+) -> None:
+    """Say what is wrong with a tenant's limits; exit code 1 if anything is."""
+    tenants_command.check(tenant, _settings(quiet=True), file=file)
 
 
 @app.callback(invoke_without_command=True)

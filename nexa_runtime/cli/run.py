@@ -17,6 +17,7 @@ from nexa_runtime.errors import ClientDisconnectedError, NexaError
 from nexa_runtime.serving.dispatcher import Dispatcher
 from nexa_runtime.serving.generation import GenerationOptions, GenerationService
 from nexa_runtime.serving.pool import ModelPool
+from nexa_runtime.serving.tenants import LOCAL_TENANT
 
 _talk = Console(stderr=True, highlight=False)
 
@@ -79,7 +80,7 @@ def _ask() -> str | None:
 
 async def _answer(service: GenerationService, messages: list[Message]) -> str | None:
     """Stream one answer to stdout; None if it was interrupted."""
-    generation = await service.open_chat(messages, GenerationOptions())
+    generation = await service.open_chat(LOCAL_TENANT, messages, GenerationOptions())
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGINT, generation.fail, ClientDisconnectedError())
     text = ""

@@ -11,7 +11,9 @@ import typer
 from nexa_runtime.cli.loading import load_pool
 from nexa_runtime.config import Settings
 from nexa_runtime.server.app import App, Server, bind
+from nexa_runtime.server.auth import check_exposure
 from nexa_runtime.serving.pool import ModelPool
+from nexa_runtime.tenancy.setup import open_tenancy
 
 _SWITCH_INTERVAL_S = 2e-4
 """CPython hands the GIL over every 5 ms by default: as long as a whole engine step on a GPU."""
@@ -19,11 +21,13 @@ _SWITCH_INTERVAL_S = 2e-4
 
 def serve(settings: Settings) -> None:
     """Serve until SIGINT or SIGTERM. Raises ``NexaError`` when the server cannot start."""
+    check_exposure(settings.server.host, settings.access)
+    tenancy = open_tenancy(settings.tenancy, settings.vault)
     listener = bind(settings.server)
     try:
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
         pool = load_pool(settings)
-        app = App(pool, settings.serving, settings.server)
+        app = App(pool, tenancy, settings)
         _greet(pool, *listener.getsockname()[:2])
         asyncio.run(Server(app, settings.server).serve(sockets=[listener]))
     finally:

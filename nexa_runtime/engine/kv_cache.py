@@ -239,11 +239,17 @@ class KvCache:
         held = self.tenant_cells()
         weights = {one.sequence.share.tenant_id: one.sequence.share.weight for one in self._holdings.values()}
         total = sum(weights.values())
+        floors = {
+            one.sequence.share.tenant_id: one.sequence.share.cache_floor_cells
+            for one in self._holdings.values()
+        }
+        # Floors never keep more than half of the cells from those who compute.
+        scale = min(1.0, self.num_cells / 2 / max(sum(floors.values()), 1))
 
         def rank(holding: Holding) -> int | None:
             share = holding.sequence.share
             cells = held[share.tenant_id]
-            if share.tenant_id != requester.tenant_id and cells <= share.cache_floor_cells:
+            if share.tenant_id != requester.tenant_id and cells <= share.cache_floor_cells * scale:
                 return 3 if breaks_floors else None
             if cells * total > self.num_cells * share.weight:
                 return 0

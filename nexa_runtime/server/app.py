@@ -4,6 +4,7 @@ Owns the composition: routes, middleware, start and end. ``cli`` makes an ``App`
 tests do the same.
 """
 
+import asyncio
 import logging
 import signal
 import socket
@@ -18,16 +19,21 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.routing import Route
 
-from nexa_runtime.config import ServerSettings, ServingSettings
+from nexa_runtime.config import ServerSettings, Settings
 from nexa_runtime.errors import ConfigError, NexaError
+from nexa_runtime.server.auth import Gate
 from nexa_runtime.server.errors import on_http_error, on_nexa_error
 from nexa_runtime.server.middleware import RequestMiddleware
-from nexa_runtime.server.routes import embed, generate, health, models
+from nexa_runtime.server.routes import admin, embed, generate, health, models
 from nexa_runtime.server.services import Services, State
 from nexa_runtime.serving.dispatcher import Dispatcher
 from nexa_runtime.serving.embedding import EmbeddingService
 from nexa_runtime.serving.generation import GenerationService
 from nexa_runtime.serving.pool import ModelPool
+from nexa_runtime.tenancy.setup import Tenancy
+
+_PROBE_ID = "nexa-probe"
+"""Asked for at the start, where there is no default tenant: any answer shows that limits can be read."""
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -41,10 +47,16 @@ _GRACEFUL_S = 10
 class App(Starlette):
     """The ASGI application. ``dispatcher`` ends the engine before connections are closed."""
 
-    def __init__(self, pool: ModelPool, serving: ServingSettings, server: ServerSettings) -> None:
-        self.dispatcher = Dispatcher(pool, serving)
+    def __init__(self, pool: ModelPool, tenancy: Tenancy, settings: Settings) -> None:
+        self.dispatcher = Dispatcher(pool, settings.serving)
+        self._tenancy = tenancy
         self._services = Services(
-            self.dispatcher, GenerationService(self.dispatcher), EmbeddingService(self.dispatcher), server
+            Gate(settings.access, tenancy),
+            tenancy,
+            self.dispatcher,
+            GenerationService(self.dispatcher),
+            EmbeddingService(self.dispatcher),
+            settings.server,
         )
         super().__init__(
             routes=[
@@ -53,6 +65,9 @@ class App(Starlette):
                 Route("/v1/embeddings", embed.embeddings, methods=["POST"]),
                 Route("/v1/models", models.list_models),
                 Route("/v1/models/{name:path}", models.get_model),
+                Route("/admin/tenants", admin.list_tenants),
+                Route("/admin/tenants/{tenant_id}/config", admin.tenant_config),
+                Route("/admin/tenants/{tenant_id}/refresh", admin.refresh_tenant, methods=["POST"]),
                 Route("/health", health.health),
                 Route("/readyz", health.readyz),
             ],
@@ -64,12 +79,17 @@ class App(Starlette):
 
     @asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[State]:
+        directory = self._tenancy.directory
+        directory.on_change(self.dispatcher.update_tenant)
         self.dispatcher.start()
+        probe = asyncio.create_task(directory.wait_answered(self._tenancy.default_id or _PROBE_ID))
         try:
             yield {"services": self._services}
         finally:
+            probe.cancel()
             await self.dispatcher.stop()
             await self.dispatcher.close()
+            await directory.close()
 
 
 class Server(uvicorn.Server):
@@ -84,6 +104,7 @@ class Server(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                proxy_headers=False,  # whom to believe about addresses is for ``auth`` to say
                 timeout_keep_alive=_KEEP_ALIVE_S,
                 timeout_graceful_shutdown=_GRACEFUL_S,
             )

@@ -1,6 +1,6 @@
 """Around every request: its id, its line in the log, and an answer even when the code has a bug.
 
-Pure ASGI; it never reads bodies.
+Pure ASGI; it never reads bodies. ``state["answer_headers"]`` is set by whoever knows the tenant.
 """
 
 import re
@@ -38,7 +38,10 @@ class RequestMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = request_id
+                if (answer_headers := scope.get("state", {}).get("answer_headers")) is not None:
+                    headers.update(answer_headers())
             await send(message)
 
         with bind_request(request_id=request_id):

@@ -1,20 +1,28 @@
 """What every route may use, made when the application starts."""
 
+import math
 from dataclasses import dataclass
 from typing import TypedDict, cast
 
 from starlette.requests import Request
 
 from nexa_runtime.config import ServerSettings
+from nexa_runtime.server.auth import Gate
 from nexa_runtime.serving.dispatcher import Dispatcher
 from nexa_runtime.serving.embedding import EmbeddingService
 from nexa_runtime.serving.generation import GenerationService
+from nexa_runtime.telemetry import bind_tenant
+from nexa_runtime.tenancy.admission import RateState
+from nexa_runtime.tenancy.setup import Tenancy
+from nexa_runtime.tenancy.tenant import Tenant
 
 
 @dataclass(frozen=True, slots=True)
 class Services:
     """The layer below, and the server's own settings."""
 
+    gate: Gate
+    tenancy: Tenancy
     dispatcher: Dispatcher
     generation: GenerationService
     embedding: EmbeddingService
@@ -30,3 +38,31 @@ class State(TypedDict):
 def services(request: Request) -> Services:
     """The services of the application that got this request."""
     return cast(Services, request.state.services)
+
+
+async def tenant_of(request: Request) -> Tenant:
+    """The tenant that a request acts for; from now on its log lines and its answer say so.
+
+    Raises as ``Gate.tenant``.
+    """
+    tenant = await services(request).gate.tenant(request)
+    bind_tenant(tenant.id)
+    admission = services(request).dispatcher.admission
+    request.state.answer_headers = lambda: _rate_headers(admission.rates(tenant))
+    return tenant
+
+
+def _rate_headers(rates: dict[str, RateState]) -> dict[str, str]:
+    """OpenAI's ``x-ratelimit-*`` for what is limited."""
+    headers = {}
+    for name, rate in rates.items():
+        headers[f"x-ratelimit-limit-{name}"] = str(rate.limit)
+        headers[f"x-ratelimit-remaining-{name}"] = str(rate.remaining)
+        headers[f"x-ratelimit-reset-{name}"] = _duration(rate.reset_s)
+    return headers
+
+
+def _duration(seconds: float) -> str:
+    """As OpenAI writes it: ``0s``, ``12s``, ``1m0s``."""
+    whole = max(math.ceil(seconds), 0)
+    return f"{whole // 60}m{whole % 60}s" if whole >= 60 else f"{whole}s"

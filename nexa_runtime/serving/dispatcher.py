@@ -1,7 +1,7 @@
 """The border between the event loop and the engine threads.
 
-Owns which requests are open and how many there may be, the worker threads that prepare prompts, and the way
-of each step's news to whoever waits for it. Lives on one event loop. ``generation`` and ``embedding`` use it;
+Owns the worker threads that prepare prompts, the way of each step's news to whoever waits for it, and that
+nobody is let in once it stops. Lives on one event loop. ``generation`` and ``embedding`` use it;
 ``server`` and ``cli`` start and stop it.
 """
 
@@ -14,8 +14,17 @@ from anyio.to_thread import run_sync
 
 from nexa_runtime.config import ServingSettings
 from nexa_runtime.engine.engine import News
-from nexa_runtime.errors import InvalidRequestError, OverloadedError, ShuttingDownError
-from nexa_runtime.serving.pool import LoadedModel, ModelPool
+from nexa_runtime.engine.generation_lane import Delta, GenerationRequest
+from nexa_runtime.engine.sequence import TenantShare, Tokens
+from nexa_runtime.errors import ModelNotAllowedError, ShuttingDownError
+from nexa_runtime.llama import SamplingParams
+from nexa_runtime.serving.pool import Kind, LoadedModel, ModelPool
+from nexa_runtime.serving.tenants import PUBLIC_TENANT_ID, is_allowed, share_of
+from nexa_runtime.telemetry import get_logger
+from nexa_runtime.tenancy.admission import Admission, Ticket
+from nexa_runtime.tenancy.tenant import Tenant
+
+_log = get_logger("serving")
 
 ResultT = TypeVar("ResultT")
 
@@ -28,20 +37,24 @@ class Dispatcher:
     def __init__(self, pool: ModelPool, settings: ServingSettings) -> None:
         self.pool = pool
         self.settings = settings
+        self.admission = Admission(max_queue=settings.max_queue)
         self._receivers: dict[int, Callable[[News], None]] = {}
-        self._num_admitted = 0
+        self._unready: set[int] = set()
+        """Keys of public prefixes that are still computed."""
         self._is_stopping = False
         self._threads = anyio.CapacityLimiter(_NUM_PROMPT_THREADS)
 
     @property
     def is_ready(self) -> bool:
         """Whether requests are taken."""
-        return not self._is_stopping and all(model.engine.is_alive for model in self.pool.models())
+        if self._is_stopping or self._unready:
+            return False
+        return all(model.engine.is_alive for model in self.pool.models())
 
     @property
     def num_open(self) -> int:
         """Sequences and embedding requests that are not closed."""
-        return self._num_admitted
+        return self.admission.num_open
 
     def start(self) -> None:
         """Start the engines; their news come to the running event loop."""
@@ -52,6 +65,8 @@ class Dispatcher:
 
         for model in self.pool.models():
             model.engine.start(publish)
+            for prefix in model.public_prefixes:
+                self._compute_public(model, prefix)
 
     async def stop(self) -> None:
         """End every request with ``ShuttingDownError`` and take no more. A second call does nothing."""
@@ -64,23 +79,51 @@ class Dispatcher:
             await self._threads.acquire_on_behalf_of(object())
         await run_sync(self.pool.close)
 
-    def admit(self, model: LoadedModel, count: int) -> None:
-        """Let ``count`` more in, or raise. The cheap check first: a full box neither renders nor tokenizes.
+    def admit(self, tenant: Tenant, count: int) -> Ticket:
+        """Let a request of ``count`` sequences in, or raise what ``Admission.admit`` does.
 
-        Raises ``OverloadedError`` and ``ShuttingDownError``; else ``leave`` is called once for them.
+        Raises ``ShuttingDownError`` too. The ticket is settled once, whatever becomes of the request.
         """
         if self._is_stopping:
             raise ShuttingDownError
-        room = model.slots + self.settings.max_queue
-        if count > room:
-            raise InvalidRequestError(f"This server takes at most {room} prompts at once.", param="prompt")
-        if self._num_admitted + count > room:
-            raise OverloadedError(self.settings.max_queue, 1.0)
-        self._num_admitted += count
+        return self.admission.admit(tenant, slots=self.pool.default.slots, count=count)
 
-    def leave(self, count: int) -> None:
-        """These have ended."""
-        self._num_admitted -= count
+    def resolve(self, tenant: Tenant, name: str | None, kind: Kind) -> tuple[LoadedModel, str]:
+        """The model that a request gets, and the name it is called by: the client's, the tenant's, or the
+        default's.
+
+        Raises ``ModelNotFoundError``, ``ModelKindError``, ``ModelNotAllowedError``.
+        """
+        wanted = name or tenant.limits.model_id
+        model = self.pool.resolve(wanted, kind)
+        if not is_allowed(tenant, model):
+            raise ModelNotAllowedError(wanted or model.id)
+        return model, wanted or model.id
+
+    def update_tenant(self, tenant: Tenant) -> None:
+        """New limits hold from the next step on."""
+        for model in self.pool.models():
+            model.engine.update_share(share_of(tenant, model))
+
+    def _compute_public(self, model: LoadedModel, prefix: Tokens) -> None:
+        """Compute a public prefix once; the engine keeps it."""
+        key = model.engine.new_key()
+        self._unready.add(key)
+
+        def take(news: News) -> None:
+            assert isinstance(news, Delta)
+            if news.error is not None:
+                _log.error("public_prefix_failed", reason=str(news.error))
+            if news.finish_reason is not None:
+                self._unready.discard(key)
+                self.disconnect(key)
+
+        self.connect(key, take)
+        greedy = SamplingParams(temperature=0)
+        request = GenerationRequest(
+            prefix, 1, greedy, TenantShare(PUBLIC_TENANT_ID), PUBLIC_TENANT_ID, is_public=True
+        )
+        model.engine.submit(key, request)
 
     async def prepare(self, function: Callable[[], ResultT]) -> ResultT:
         """Run what renders and tokenizes in a worker thread."""

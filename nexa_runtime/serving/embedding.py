@@ -16,10 +16,11 @@ from nexa_runtime.engine.engine import News
 from nexa_runtime.errors import InputTooLongError, InvalidRequestError, RequestTimeoutError
 from nexa_runtime.llama import Vocab, normalised
 from nexa_runtime.serving.dispatcher import Dispatcher
-from nexa_runtime.serving.generation import DEFAULT_TENANT
 from nexa_runtime.serving.pool import Kind, LoadedModel
-from nexa_runtime.serving.prompts import Prompt, Tokens, prompt_tokens
+from nexa_runtime.serving.prompts import Prompt, Tokens, check_size, prompt_tokens
+from nexa_runtime.serving.tenants import share_of
 from nexa_runtime.telemetry import get_logger
+from nexa_runtime.tenancy.tenant import Tenant
 
 _log = get_logger("serving")
 
@@ -40,30 +41,36 @@ class EmbeddingService:
         self._dispatcher = dispatcher
 
     async def embed(
-        self, inputs: Sequence[Prompt], *, model_name: str | None, dimensions: int | None
+        self, tenant: Tenant, inputs: Sequence[Prompt], *, model_name: str | None, dimensions: int | None
     ) -> Embeddings:
         """The vectors of ``inputs``, cut to ``dimensions`` and scaled to length 1 again.
 
-        Raises ``RequestError``, ``OverloadedError``, ``ShuttingDownError``, ``RequestTimeoutError``.
-        Cancelling it ends the request in the engine.
+        Raises ``RequestError``, ``TenantLimitError``, ``BoxBusyError``, ``RequestTimeoutError``. Cancelling
+        it ends the request in the engine.
         """
-        model = self._dispatcher.pool.resolve(model_name, Kind.EMBEDDING)
-        size = model.model.embedding_size
-        if dimensions is not None and dimensions > size:
-            raise InvalidRequestError(f"dimensions: this model has {size}.", param="dimensions")
-        self._dispatcher.admit(model, 1)
+        ticket = self._dispatcher.admit(tenant, 1)
+        num_used = 0
         try:
-            tokens = await self._dispatcher.prepare(lambda: _tokenize(model, inputs))
-            vectors = await self._run(model, tokens)
+            model, name = self._dispatcher.resolve(tenant, model_name, Kind.EMBEDDING)
+            size = model.model.embedding_size
+            if dimensions is not None and dimensions > size:
+                raise InvalidRequestError(f"dimensions: this model has {size}.", param="dimensions")
+            max_tokens = min(
+                model.max_embedding_tokens, tenant.limits.max_context_tokens or model.max_embedding_tokens
+            )
+            tokens = await self._dispatcher.prepare(lambda: _tokenize(model.model.vocab, inputs, max_tokens))
+            num_tokens = sum(map(len, tokens))
+            ticket.reserve(num_tokens)
+            vectors = await self._run(model, EmbeddingRequest(tuple(tokens), share_of(tenant, model)))
+            num_used = num_tokens
         finally:
-            self._dispatcher.leave(1)
-        num_tokens = sum(map(len, tokens))
-        _log.info("embedding", model=model_name or model.id, inputs=len(inputs), prompt_tokens=num_tokens)
+            ticket.settle(prompt_tokens=num_used)
+        _log.info("embedding", tenant=tenant.id, model=name, inputs=len(inputs), prompt_tokens=num_tokens)
         if dimensions is not None:
             vectors = normalised(vectors[:, :dimensions])
-        return Embeddings(model_name or model.id, vectors, num_tokens)
+        return Embeddings(name, vectors, num_tokens)
 
-    async def _run(self, model: LoadedModel, tokens: list[Tokens]) -> npt.NDArray[np.float32]:
+    async def _run(self, model: LoadedModel, request: EmbeddingRequest) -> npt.NDArray[np.float32]:
         key = model.engine.new_key()
         done: asyncio.Future[Embedded] = asyncio.get_running_loop().create_future()
 
@@ -75,7 +82,7 @@ class EmbeddingService:
         self._dispatcher.connect(key, take)
         timeout_s = self._dispatcher.settings.request_timeout_s
         try:
-            model.engine.submit(key, EmbeddingRequest(tuple(tokens), DEFAULT_TENANT))
+            model.engine.submit(key, request)
             result = await asyncio.wait_for(done, timeout_s)
         except TimeoutError:
             raise RequestTimeoutError(timeout_s) from None
@@ -88,22 +95,21 @@ class EmbeddingService:
         return result.vectors
 
 
-def _tokenize(model: LoadedModel, inputs: Sequence[Prompt]) -> list[Tokens]:
+def _tokenize(vocab: Vocab, inputs: Sequence[Prompt], max_tokens: int) -> list[Tokens]:
     tokens = []
     for index, one in enumerate(inputs):
         param = f"input[{index}]"
-        tokens.append(_input_tokens(model.model.vocab, one, param=param))
-        if len(tokens[-1]) > model.max_embedding_tokens:
-            raise InputTooLongError(
-                param=param, num_tokens=len(tokens[-1]), max_tokens=model.max_embedding_tokens
-            )
+        tokens.append(_input_tokens(vocab, one, max_tokens, param=param))
+        if len(tokens[-1]) > max_tokens:
+            raise InputTooLongError(param=param, num_tokens=len(tokens[-1]), max_tokens=max_tokens)
     return tokens
 
 
-def _input_tokens(vocab: Vocab, one: Prompt, *, param: str) -> Tokens:
+def _input_tokens(vocab: Vocab, one: Prompt, max_tokens: int, *, param: str) -> Tokens:
     """A text is data here: what looks like a control token stays text."""
     if not isinstance(one, str):
         return prompt_tokens(vocab, one, param=param)
+    check_size(vocab, one, max_tokens=max_tokens + 1, param=param)
     tokens = vocab.tokenize(one, parse_special=False, add_special=True)
     if not len(tokens):
         raise InvalidRequestError(f"{param} has no tokens.", param=param)

@@ -8,7 +8,8 @@ no wire format: ``server/routes`` and ``cli`` call it.
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import anyio
@@ -16,11 +17,8 @@ import anyio
 from nexa_runtime.chat.messages import Message
 from nexa_runtime.engine.engine import News
 from nexa_runtime.engine.generation_lane import Delta, GenerationRequest
-from nexa_runtime.engine.sequence import FinishReason, TenantShare
-from nexa_runtime.errors import (
-    NexaError,
-    RequestTimeoutError,
-)
+from nexa_runtime.engine.sequence import FinishReason
+from nexa_runtime.errors import NexaError, RequestTimeoutError
 from nexa_runtime.llama import SamplingParams
 from nexa_runtime.serving.dispatcher import Dispatcher
 from nexa_runtime.serving.pool import Kind, LoadedModel
@@ -33,9 +31,12 @@ from nexa_runtime.serving.prompts import (
     too_long,
     with_bos,
 )
+from nexa_runtime.serving.tenants import max_sequence_tokens, namespace_of, share_of
 from nexa_runtime.telemetry import get_logger
+from nexa_runtime.tenancy.admission import Ticket
+from nexa_runtime.tenancy.tenant import Tenant
 
-DEFAULT_TENANT = TenantShare("demo")
+_MAX_LOGGED_CHARS = 8192
 
 _log = get_logger("serving")
 
@@ -104,10 +105,12 @@ class Generation:
         *,
         model: LoadedModel,
         model_name: str,
+        ticket: Ticket,
         prompt_tokens: Sequence[int],
         clamped_max_tokens: int | None,
     ) -> None:
         self._dispatcher = dispatcher
+        self._ticket = ticket
         self.model = model
         self.model_name = model_name
         """The name that the client used, or the model's id."""
@@ -165,13 +168,19 @@ class Generation:
         self._abort()
         for key in self.keys:
             self._dispatcher.disconnect(key)
-        self._dispatcher.leave(self.num_choices)
+        usage = self.usage
+        self._ticket.settle(
+            prompt_tokens=usage.prompt_tokens,
+            cached_tokens=usage.cached_tokens,
+            completion_tokens=usage.completion_tokens,
+        )
         _log.info(
             "generation",
+            tenant=self._ticket.tenant.id,
             model=self.model_name,
-            prompt_tokens=self.usage.prompt_tokens,
-            cached_tokens=self.usage.cached_tokens,
-            completion_tokens=self.usage.completion_tokens,
+            prompt_tokens=usage.prompt_tokens,
+            cached_tokens=usage.cached_tokens,
+            completion_tokens=usage.completion_tokens,
             ended=self._ending(),
             queue_ms=None if self._queue_s is None else round(self._queue_s * 1e3, 1),
             first_text_ms=None if self._first_text_s is None else round(self._first_text_s * 1e3, 1),
@@ -225,58 +234,67 @@ class GenerationService:
     def __init__(self, dispatcher: Dispatcher) -> None:
         self._dispatcher = dispatcher
 
-    async def open_chat(self, messages: Sequence[Message], options: GenerationOptions) -> Generation:
+    async def open_chat(
+        self, tenant: Tenant, messages: Sequence[Message], options: GenerationOptions
+    ) -> Generation:
         """Start the answer to a conversation.
 
-        Raises ``RequestError``, ``OverloadedError``, ``ShuttingDownError``.
+        Raises ``RequestError``, ``TenantLimitError``, ``BoxBusyError``.
         """
-        model = self._dispatcher.pool.resolve(options.model, Kind.CHAT)
-        vocab = model.model.vocab
+        ticket = self._dispatcher.admit(tenant, 1)
+        with _settled_on_error(ticket):
+            model, name = self._dispatcher.resolve(tenant, options.model, Kind.CHAT)
+            vocab, max_tokens = model.model.vocab, max_sequence_tokens(tenant, model)
+            _log_prompt(tenant, [message.content or "" for message in messages])
 
-        def tokenize() -> list[Tokens]:
-            prompt = model.template.render(messages)
-            check_size(model, prompt.text, param="messages")
-            return [with_bos(vocab, vocab.tokenize_guarded(prompt.text, prompt.guard))]
+            def tokenize() -> list[Tokens]:
+                prompt = model.template.render(messages)
+                check_size(vocab, prompt.text, max_tokens=max_tokens, param="messages")
+                return [with_bos(vocab, vocab.tokenize_guarded(prompt.text, prompt.guard))]
 
-        return await self._start(model, 1, tokenize, options, param="messages")
+            return await self._start(ticket, model, name, tokenize, options, param="messages")
 
-    async def open_completion(self, prompts: Sequence[Prompt], options: GenerationOptions) -> Generation:
+    async def open_completion(
+        self, tenant: Tenant, prompts: Sequence[Prompt], options: GenerationOptions
+    ) -> Generation:
         """Start the continuation of one or more prompts, a choice each. Raises as ``open_chat``.
 
         A text prompt is the client's own template: control tokens that it spells out are control tokens.
         """
-        model = self._dispatcher.pool.resolve(options.model, Kind.COMPLETION)
+        ticket = self._dispatcher.admit(tenant, len(prompts))
+        with _settled_on_error(ticket):
+            model, name = self._dispatcher.resolve(tenant, options.model, Kind.COMPLETION)
+            vocab, max_tokens = model.model.vocab, max_sequence_tokens(tenant, model)
+            _log_prompt(tenant, [prompt for prompt in prompts if isinstance(prompt, str)])
 
-        def tokenize() -> list[Tokens]:
-            for prompt in prompts:
-                if isinstance(prompt, str):
-                    check_size(model, prompt, param="prompt")
-            return [prompt_tokens(model.model.vocab, prompt, param="prompt") for prompt in prompts]
+            def tokenize() -> list[Tokens]:
+                for prompt in prompts:
+                    if isinstance(prompt, str):
+                        check_size(vocab, prompt, max_tokens=max_tokens, param="prompt")
+                return [prompt_tokens(vocab, prompt, param="prompt") for prompt in prompts]
 
-        return await self._start(model, len(prompts), tokenize, options, param="prompt")
+            return await self._start(ticket, model, name, tokenize, options, param="prompt")
 
     async def _start(
         self,
+        ticket: Ticket,
         model: LoadedModel,
-        num_choices: int,
+        model_name: str,
         tokenize: Callable[[], list[Tokens]],
         options: GenerationOptions,
         param: str,
     ) -> Generation:
-        self._dispatcher.admit(model, num_choices)
-        try:
-            check_bias(model.model.vocab, options.logit_bias)
-            prompts = await self._dispatcher.prepare(tokenize)
-            requests = [self._request(model, prompt, options, param) for prompt in prompts]
-        except BaseException:
-            self._dispatcher.leave(num_choices)
-            raise
+        check_bias(model.model.vocab, options.logit_bias)
+        prompts = await self._dispatcher.prepare(tokenize)
+        requests = [self._request(ticket.tenant, model, prompt, options, param) for prompt in prompts]
+        ticket.reserve(sum(len(one.prompt) + one.max_new_tokens for one in requests))
         shortest = min(request.max_new_tokens for request in requests)
         asked = options.max_tokens
         generation = Generation(
             self._dispatcher,
             model=model,
-            model_name=options.model or model.id,
+            model_name=model_name,
+            ticket=ticket,
             prompt_tokens=[len(prompt) for prompt in prompts],
             clamped_max_tokens=shortest if asked is not None and shortest < asked else None,
         )
@@ -288,21 +306,43 @@ class GenerationService:
         return generation
 
     def _request(
-        self, model: LoadedModel, prompt: Tokens, options: GenerationOptions, param: str
+        self, tenant: Tenant, model: LoadedModel, prompt: Tokens, options: GenerationOptions, param: str
     ) -> GenerationRequest:
-        room = model.max_sequence_tokens - len(prompt)
+        limits = tenant.limits
+        max_tokens = max_sequence_tokens(tenant, model)
+        room = max_tokens - len(prompt)
         if room < 1:
-            raise too_long(model, len(prompt), param)
+            raise too_long(len(prompt), max_tokens, param)
+        if limits.temperature is not None and options.temperature is None:
+            options = replace(options, temperature=limits.temperature)
         sampling = options.sampling(model.sampling)
         if options.ignore_eos:
             sampling = replace(sampling, banned=model.model.vocab.eog_tokens)
+        room = min(room, limits.max_output_tokens or room)
         default = self._dispatcher.settings.default_max_tokens
         return GenerationRequest(
             prompt=prompt,
             max_new_tokens=min(options.max_tokens or default or room, room),
             sampling=sampling,
-            share=DEFAULT_TENANT,
-            cache_namespace=f"{DEFAULT_TENANT.tenant_id}/{model.id}",
+            share=share_of(tenant, model),
+            cache_namespace=namespace_of(tenant, model),
             stops=options.stops,
             ignore_eos=options.ignore_eos,
+            queue_timeout_s=limits.queue_timeout_s,
         )
+
+
+@contextmanager
+def _settled_on_error(ticket: Ticket) -> Iterator[None]:
+    """What was not started has used nothing."""
+    try:
+        yield
+    except BaseException:
+        ticket.settle()
+        raise
+
+
+def _log_prompt(tenant: Tenant, texts: Sequence[str]) -> None:
+    """Only where the tenant's limits say so: prompts are never logged otherwise."""
+    if tenant.limits.logs_prompts:
+        _log.info("prompt", tenant=tenant.id, texts=[text[:_MAX_LOGGED_CHARS] for text in texts])

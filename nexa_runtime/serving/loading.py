@@ -20,6 +20,7 @@ from nexa_runtime.engine.generation_lane import GenerationLane
 from nexa_runtime.engine.kv_cache import KvCache, Reuse
 from nexa_runtime.engine.runner import Runner
 from nexa_runtime.engine.scheduler import Scheduler
+from nexa_runtime.engine.sequence import Tokens
 from nexa_runtime.errors import ConfigError, ModelFileError
 from nexa_runtime.llama import (
     MAX_SEQUENCE_IDS,
@@ -30,6 +31,7 @@ from nexa_runtime.llama import (
     SamplingParams,
 )
 from nexa_runtime.serving.pool import Kind, LoadedModel
+from nexa_runtime.serving.public_prefixes import read_public_prefixes
 from nexa_runtime.telemetry import get_logger
 
 DEMO_NAME = "demo"
@@ -147,6 +149,12 @@ def _make_loaded(model: Model, names: tuple[str, ...], settings: EngineSettings)
         step_tokens=min(settings.step_tokens, max_embedding_tokens),
     )
     generation = None if context is None else _make_lane(model, context, accounts, settings)
+    template = _make_template(model)
+    public_prefixes = _public_prefixes(model, context, template, settings)
+    max_sequence_tokens = 0
+    if context is not None:
+        shared = context.num_sequence_cells - sum(map(len, public_prefixes))
+        max_sequence_tokens = min(model.context_tokens, shared)
     return LoadedModel(
         names=names,
         kinds=_kinds(model),
@@ -154,12 +162,28 @@ def _make_loaded(model: Model, names: tuple[str, ...], settings: EngineSettings)
         model=model,
         context=context,
         engine=Engine(generation=generation, embedding=embedding),
-        template=_make_template(model),
+        template=template,
         sampling=_default_sampling(model),
         slots=settings.slots,
-        max_sequence_tokens=0 if context is None else min(model.context_tokens, context.num_sequence_cells),
+        max_sequence_tokens=max_sequence_tokens,
         max_embedding_tokens=max_embedding_tokens,
+        public_prefixes=public_prefixes,
     )
+
+
+def _public_prefixes(
+    model: Model, context: Context | None, template: ChatTemplate, settings: EngineSettings
+) -> tuple[Tokens, ...]:
+    if settings.public_prefixes_file is None:
+        return ()
+    if context is None or not context.params.is_unified or model.has_one_state:
+        raise ConfigError("NEXA_PUBLIC_PREFIXES_FILE needs a model that generates and a unified KV cache.")
+    path = Path(settings.public_prefixes_file).expanduser()
+    prefixes = read_public_prefixes(path, template, model.vocab)
+    num_tokens = sum(map(len, prefixes))
+    if max(map(len, prefixes), default=0) >= model.context_tokens or num_tokens > context.num_cells // 2:
+        raise ConfigError(f"NEXA_PUBLIC_PREFIXES_FILE has {num_tokens} tokens, too many for this KV cache.")
+    return prefixes
 
 
 def _make_context(model: Model, settings: EngineSettings) -> Context:

@@ -10,6 +10,7 @@ from enum import Enum
 
 from nexa_runtime.chat.template import ChatTemplate
 from nexa_runtime.engine.engine import Engine
+from nexa_runtime.engine.sequence import Tokens
 from nexa_runtime.errors import ModelKindError, ModelNotFoundError
 from nexa_runtime.llama import Context, Model, SamplingParams
 from nexa_runtime.telemetry import get_logger
@@ -31,6 +32,7 @@ class LoadedModel:
 
     ``context``: None for a model that only embeds. ``max_sequence_tokens``: prompt and answer of one
     sequence. ``max_embedding_tokens``: one input to embed. ``sampling``: what holds where a client is silent.
+    ``public_prefixes``: what every tenant may share.
     """
 
     names: tuple[str, ...]
@@ -44,6 +46,7 @@ class LoadedModel:
     slots: int
     max_sequence_tokens: int
     max_embedding_tokens: int
+    public_prefixes: tuple[Tokens, ...] = ()
 
     @property
     def id(self) -> str:

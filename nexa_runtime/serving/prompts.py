@@ -10,29 +10,28 @@ import numpy.typing as npt
 
 from nexa_runtime.errors import ContextLengthError, InvalidRequestError
 from nexa_runtime.llama import Vocab
-from nexa_runtime.serving.pool import LoadedModel
 
 Tokens = npt.NDArray[np.int32]
 Prompt = str | Sequence[int]
 
 
-def check_size(model: LoadedModel, text: str, *, param: str) -> None:
+def check_size(vocab: Vocab, text: str, *, max_tokens: int, param: str) -> None:
     """Refuse a text that is too long whatever its tokens are, without the work of counting them."""
-    piece_bytes = model.model.vocab.max_piece_bytes
-    if piece_bytes is None:
+    if vocab.max_piece_bytes is None:
         return
-    at_least = len(text.encode("utf-8", "surrogatepass")) // piece_bytes
-    if at_least >= model.max_sequence_tokens:
-        raise too_long(model, at_least, param, is_lower_bound=True)
+    at_least = len(text.encode("utf-8", "surrogatepass")) // vocab.max_piece_bytes
+    if at_least >= max_tokens:
+        raise too_long(at_least, max_tokens, param, is_lower_bound=True)
 
 
 def too_long(
-    model: LoadedModel, num_tokens: int, param: str, *, is_lower_bound: bool = False
+    num_tokens: int, max_tokens: int, param: str, *, is_lower_bound: bool = False
 ) -> ContextLengthError:
+    """``max_tokens``: of prompt and answer together."""
     return ContextLengthError(
         prompt_tokens=num_tokens,
-        max_prompt_tokens=model.max_sequence_tokens - 1,
-        context_tokens=model.max_sequence_tokens,
+        max_prompt_tokens=max_tokens - 1,
+        context_tokens=max_tokens,
         param=param,
         is_lower_bound=is_lower_bound,
     )

@@ -71,3 +71,8 @@ def bind_request(*, request_id: str) -> Iterator[None]:
     """Every line logged inside carries the request's id."""
     with structlog.contextvars.bound_contextvars(request_id=request_id):
         yield
+
+
+def bind_tenant(tenant_id: str) -> None:
+    """Every further line of the request that is being served carries its tenant's id."""
+    structlog.contextvars.bind_contextvars(tenant=tenant_id)

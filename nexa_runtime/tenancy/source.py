@@ -24,6 +24,14 @@ class LimitsSource(Protocol):
     def name(self) -> str:
         """``vault`` or ``file``, for the admin."""
 
+    @property
+    def fresh_s(self) -> float:
+        """How long an answer is used without asking again, in seconds."""
+
+    @property
+    def has_answered(self) -> bool:
+        """Whether it has ever given an answer; "there is no such tenant" is one."""
+
     def fetch(self, tenant_id: str) -> Secret | None:
         """The secret of a tenant whose id is valid; None if there is none or it was deleted.
 

@@ -12,27 +12,29 @@ from nexa_runtime.server.protocol.chat import ChatRequest, ChatWriter
 from nexa_runtime.server.protocol.common import CommonRequest, parse, unknown_fields
 from nexa_runtime.server.protocol.completions import CompletionRequest, CompletionWriter
 from nexa_runtime.server.protocol.parameters import CHAT, COMPLETION, split_fields
-from nexa_runtime.server.services import services
+from nexa_runtime.server.services import services, tenant_of
 from nexa_runtime.server.stream import Writer, respond, stream
 from nexa_runtime.serving.generation import Generation
 
 
 async def chat_completions(request: Request) -> Response:
     """OpenAI's chat completions."""
+    tenant = await tenant_of(request)
     body = await read_json_object(request, services(request).settings)
     fields, unknown = split_fields(body, CHAT)
     wire = parse(ChatRequest, fields)
-    generation = await services(request).generation.open_chat(wire.to_messages(), wire.to_options())
+    generation = await services(request).generation.open_chat(tenant, wire.to_messages(), wire.to_options())
     writer = ChatWriter(f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), generation.model_name)
     return await _answer(request, wire, generation, writer, unknown)
 
 
 async def completions(request: Request) -> Response:
     """OpenAI's legacy completions."""
+    tenant = await tenant_of(request)
     body = await read_json_object(request, services(request).settings)
     fields, unknown = split_fields(body, COMPLETION)
     wire = parse(CompletionRequest, fields)
-    generation = await services(request).generation.open_completion(wire.prompt, wire.options())
+    generation = await services(request).generation.open_completion(tenant, wire.prompt, wire.options())
     writer = CompletionWriter(f"cmpl-{uuid.uuid4().hex}", int(time.time()), generation.model_name)
     return await _answer(request, wire, generation, writer, unknown)
 

@@ -1,0 +1,193 @@
+"""Admission: exact counts, in the order of their cost."""
+
+from contextlib import suppress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nexa_runtime.errors import (
+    InvalidRequestError,
+    OverloadedError,
+    RequestRateError,
+    TenantQueueFullError,
+    TokenRateError,
+)
+from nexa_runtime.tenancy.admission import WINDOW_S, Admission, Ticket
+from nexa_runtime.tenancy.tenant import Limits, Tenant
+
+SLOTS = 4
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 500.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def tenant(name: str = "acme", **limits: int) -> Tenant:
+    return Tenant(name, Limits(**limits), "file", "1")  # type: ignore[arg-type]
+
+
+def make(max_queue: int = 1000) -> tuple[Admission, Clock]:
+    clock = Clock()
+    return Admission(max_queue=max_queue, clock=clock), clock
+
+
+def test_exactly_as_many_as_the_limit_says_pass_in_any_sixty_seconds() -> None:
+    admission, clock = make()
+    acme = tenant(requests_per_minute=120, max_queue=1000)
+    passed = 0
+    for _ in range(500):
+        with suppress(RequestRateError):
+            admission.admit(acme, slots=SLOTS)
+            passed += 1
+    assert passed == 120
+    clock.now += WINDOW_S - 0.001
+    with pytest.raises(RequestRateError):
+        admission.admit(acme, slots=SLOTS)
+    clock.now += 0.001
+    admission.admit(acme, slots=SLOTS)
+
+
+@given(st.lists(st.tuples(st.floats(0, 20), st.booleans()), max_size=80), st.integers(1, 6))
+def test_no_window_ever_holds_more_than_the_limit(moves: list[tuple[float, bool]], limit: int) -> None:
+    admission, clock = make()
+    acme = tenant(requests_per_minute=limit)
+    passed: list[float] = []
+    for wait_s, obeys in moves:
+        clock.now += wait_s
+        try:
+            admission.admit(acme, slots=SLOTS).settle()
+            passed.append(clock.now)
+        except RequestRateError as error:
+            if obeys:
+                clock.now += error.retry_after_s + 1e-6
+                admission.admit(acme, slots=SLOTS).settle()
+                passed.append(clock.now)
+    for at in passed:
+        assert sum(at - WINDOW_S < other <= at for other in passed) <= limit
+
+
+def test_a_request_refused_for_a_full_queue_costs_no_request() -> None:
+    admission, _ = make()
+    acme = tenant(requests_per_minute=10, max_queue=1, max_concurrency=1)
+    tickets = [admission.admit(acme, slots=SLOTS) for _ in range(2)]
+    for _ in range(50):
+        with pytest.raises(TenantQueueFullError):
+            admission.admit(acme, slots=SLOTS)
+    assert admission.rates(acme)["requests"].remaining == 8
+    for ticket in tickets:
+        ticket.settle()
+    for _ in range(8):
+        admission.admit(acme, slots=SLOTS).settle()
+    with pytest.raises(RequestRateError):
+        admission.admit(acme, slots=SLOTS)
+
+
+def test_tokens_are_reserved_at_most_and_settled_to_what_was_used() -> None:
+    admission, clock = make()
+    acme = tenant(tokens_per_minute=1000)
+    first = admission.admit(acme, slots=SLOTS)
+    first.reserve(900)
+    second = admission.admit(acme, slots=SLOTS)
+    with pytest.raises(TokenRateError) as caught:
+        second.reserve(200)
+    assert (caught.value.asked, caught.value.remaining) == (200, 100)
+    first.settle(prompt_tokens=50, completion_tokens=30)
+    assert admission.rates(acme)["tokens"].remaining == 920
+    second.reserve(200)
+    second.settle(prompt_tokens=100, completion_tokens=100)
+    assert admission.rates(acme)["tokens"].remaining == 720
+    clock.now += WINDOW_S
+    assert admission.rates(acme)["tokens"].remaining == 1000
+    assert admission.usage("acme").prompt_tokens == 150
+
+
+def test_a_request_larger_than_the_limit_may_have_all_of_it() -> None:
+    admission, _ = make()
+    acme = tenant(tokens_per_minute=100)
+    ticket = admission.admit(acme, slots=SLOTS)
+    ticket.reserve(5000)
+    assert admission.rates(acme)["tokens"].remaining == 0
+    ticket.settle(prompt_tokens=10)
+    assert admission.rates(acme)["tokens"].remaining == 90
+
+
+def test_what_still_runs_stays_in_the_window() -> None:
+    admission, clock = make()
+    acme = tenant(tokens_per_minute=100)
+    admission.admit(acme, slots=SLOTS).reserve(100)
+    clock.now += 10 * WINDOW_S
+    with pytest.raises(TokenRateError):
+        admission.admit(acme, slots=SLOTS).reserve(1)
+
+
+def test_when_tokens_are_free_again_is_told() -> None:
+    admission, clock = make()
+    acme = tenant(tokens_per_minute=100)
+    for _ in range(2):
+        ticket = admission.admit(acme, slots=SLOTS)
+        ticket.reserve(50)
+        ticket.settle(prompt_tokens=50)
+        clock.now += 10
+    with pytest.raises(TokenRateError) as caught:
+        admission.admit(acme, slots=SLOTS).reserve(60)
+    assert caught.value.retry_after_s == WINDOW_S - 10
+    clock.now += WINDOW_S - 10
+    admission.admit(acme, slots=SLOTS).reserve(60)
+
+
+def test_settling_twice_counts_once() -> None:
+    admission, _ = make()
+    ticket = admission.admit(tenant(), slots=SLOTS)
+    ticket.settle(prompt_tokens=5)
+    ticket.settle(prompt_tokens=5)
+    assert (admission.num_open, admission.usage("acme").prompt_tokens) == (0, 5)
+
+
+def test_a_flood_fills_its_own_part_of_the_queue_only() -> None:
+    admission, _ = make(max_queue=20)
+    flood, guest = tenant("flood"), tenant("guest")
+    for _ in range(SLOTS + 20):
+        admission.admit(flood, slots=SLOTS)
+    with pytest.raises(OverloadedError):
+        admission.admit(flood, slots=SLOTS)
+    for _ in range((SLOTS + 20) // 2):
+        admission.admit(guest, slots=SLOTS)
+    with pytest.raises(OverloadedError):
+        admission.admit(guest, slots=SLOTS)
+    with pytest.raises(OverloadedError):
+        admission.admit(flood, slots=SLOTS)
+
+
+def test_more_prompts_than_can_ever_wait_are_a_bad_request() -> None:
+    admission, _ = make(max_queue=2)
+    with pytest.raises(InvalidRequestError, match="At most 6 prompts"):
+        admission.admit(tenant(), slots=SLOTS, count=7)
+
+
+def test_retry_after_follows_the_rate_at_which_requests_end() -> None:
+    admission, clock = make(max_queue=0)
+    acme = tenant(max_queue=0)
+    tickets: list[Ticket] = [admission.admit(acme, slots=SLOTS) for _ in range(SLOTS)]
+    with pytest.raises(TenantQueueFullError) as caught:
+        admission.admit(acme, slots=SLOTS)
+    assert caught.value.retry_after_s == 1
+    for ticket in tickets:
+        clock.now += 12
+        ticket.settle()
+    for _ in range(SLOTS):
+        admission.admit(acme, slots=SLOTS)
+    clock.now += 4
+    with pytest.raises(TenantQueueFullError) as caught:
+        admission.admit(acme, slots=SLOTS)
+    assert caught.value.retry_after_s == pytest.approx(10)
+
+
+def test_unlimited_windows_are_not_shown() -> None:
+    admission, _ = make()
+    assert admission.rates(tenant()) == {}
+    assert set(admission.rates(tenant(requests_per_minute=5))) == {"requests"}
