@@ -9,6 +9,7 @@ from nexa_runtime import errors
 from nexa_runtime.cli.main import app
 from nexa_runtime.config import SLICES, env_names
 from nexa_runtime.server.app import App
+from nexa_runtime.tenancy.tenant import LIMIT_KEYS
 
 ROOT = Path(nexa_runtime.__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -23,12 +24,22 @@ def subclasses(cls: type[errors.NexaError]) -> Iterator[type[errors.NexaError]]:
 def test_every_setting_is_documented_and_every_documented_one_exists() -> None:
     settings = {name for cls in SLICES for field in cls.model_fields.values() for name in env_names(field)}
     assert {name for name in settings if f"`{name}`" not in README} == set()
-    assert set(re.findall(r"`(NEXA_[A-Z_]+)`", README)) <= settings
+    assert set(re.findall(r"`(NEXA_[A-Z_]+)`", README)) <= settings | set(LIMIT_KEYS)
+
+
+def test_every_secret_key_is_documented() -> None:
+    assert [key for key in LIMIT_KEYS if f"| `{key}` |" not in README] == []
 
 
 def test_every_error_code_is_documented() -> None:
-    hidden = {errors.ConfigError, errors.ModelFileError}  # never on the wire: one sentence in the terminal
-    codes = {cls.code for cls in subclasses(errors.NexaError) if cls not in hidden}
+    # Never on the wire: one sentence in the terminal or in the log.
+    hidden = {
+        cls.code
+        for cls in (
+            errors.ConfigError, errors.ModelFileError, errors.ClientError, errors.SourceUnavailableError,
+        )
+    }  # fmt: skip
+    codes = {cls.code for cls in subclasses(errors.NexaError)} - hidden
     assert {code for code in codes if f"`{code}`" not in README} == set()
 
 
@@ -36,6 +47,11 @@ def test_every_command_is_documented() -> None:
     names = [
         command.name or command.callback.__name__ for command in app.registered_commands if command.callback
     ]
+    for group in app.registered_groups:
+        assert group.typer_instance is not None
+        for command in group.typer_instance.registered_commands:
+            assert command.callback is not None
+            names.append(f"{group.name} {command.name or command.callback.__name__}")
     assert [name for name in names if f"nexa-runtime {name}" not in README] == []
 
 

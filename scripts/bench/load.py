@@ -14,54 +14,11 @@ import random
 import statistics
 import sys
 import time
-from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
 
-
-@dataclass
-class Result:
-    """One request: when its text came, in seconds since it was sent, and its tokens."""
-
-    moments: list[float] = field(default_factory=list)
-    num_prompt: int = 0
-    num_new: int = 0
-    num_cached: int = 0
-    error: str | None = None
-
-
-def words(random_: random.Random, count: int) -> str:
-    """Random words that no two requests share."""
-    return " ".join("".join(random_.choices("abcdefghijklmnopqrstuvwxyz", k=4)) for _ in range(count))
-
-
-async def ask(client: httpx.AsyncClient, body: dict[str, Any]) -> Result:
-    """Stream one completion."""
-    result = Result()
-    start = time.perf_counter()
-    try:
-        async with client.stream("POST", "/v1/completions", json=body) as response:
-            if response.status_code != 200:
-                await response.aread()
-                result.error = f"status {response.status_code}: {response.text[:200]}"
-                return result
-            async for line in response.aiter_lines():
-                if not line.startswith("data: {"):
-                    continue
-                event = json.loads(line.removeprefix("data: "))
-                if "error" in event:
-                    result.error = str(event["error"])
-                elif usage := event.get("usage"):
-                    result.num_prompt = usage["prompt_tokens"]
-                    result.num_new = usage["completion_tokens"]
-                    details = usage.get("prompt_tokens_details") or {}
-                    result.num_cached = details.get("cached_tokens", 0)
-                elif event["choices"] and event["choices"][0]["text"]:
-                    result.moments.append(time.perf_counter() - start)
-    except httpx.HTTPError as error:
-        result.error = f"{type(error).__name__}: {error}"
-    return result
+from scripts.bench.common import Result, ask, percentile, streamed, words
 
 
 async def run(arguments: argparse.Namespace) -> list[Result]:
@@ -69,15 +26,12 @@ async def run(arguments: argparse.Namespace) -> list[Result]:
     random_ = random.Random(arguments.seed)
     shared = words(random_, arguments.shared_words)
     bodies = [
-        {
-            "prompt": f"{shared} {words(random_, arguments.words)}".strip(),
-            "max_tokens": arguments.max_tokens,
-            "ignore_eos": True,
-            "temperature": arguments.temperature,
-            "seed": index,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-        }
+        streamed(
+            {"prompt": f"{shared} {words(random_, arguments.words)}".strip()},
+            arguments.max_tokens,
+            seed=index,
+            temperature=arguments.temperature,
+        )
         for index in range(arguments.requests)
     ]
     results: list[Result] = []
@@ -105,14 +59,6 @@ async def run(arguments: argparse.Namespace) -> list[Result]:
                 for _ in range(arguments.clients):
                     group.create_task(one_client())
     return results
-
-
-def percentile(values: list[float], share: float) -> float | None:
-    """The value that ``share`` of all do not exceed, in milliseconds."""
-    if not values:
-        return None
-    ordered = sorted(values)
-    return round(ordered[min(int(share * len(ordered)), len(ordered) - 1)] * 1e3, 1)
 
 
 def summary(results: list[Result], elapsed_s: float) -> dict[str, Any]:

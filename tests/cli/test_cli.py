@@ -1,5 +1,6 @@
 """The installed commands, as a person runs them."""
 
+import hashlib
 import os
 import re
 import signal
@@ -10,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -199,3 +201,73 @@ def test_output_that_cannot_be_written_is_one_sentence() -> None:
     assert result.returncode == 1
     assert result.stderr.startswith("nexa-runtime: ")
     assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_key_is_printed_once_with_its_digest_and_the_way_into_vault() -> None:
+    made = nexa("keys", "create", "--tenant", "acme")
+    assert made.returncode == 0
+    key = made.stdout.strip()
+    assert re.fullmatch(r"nexa_acme_[A-Za-z0-9_-]{43}", key)
+    sha256 = hashlib.sha256(key.encode()).hexdigest()
+    assert f'vault kv patch secret/tenant/acme/nexa NEXA_API_KEY_SHA256="{sha256}"' in made.stderr
+    assert key not in made.stderr
+    bad = nexa("keys", "create", "--tenant", "../acme")
+    assert (bad.returncode, bad.stdout) == (1, "")
+    assert len(bad.stderr.splitlines()) == 1
+
+
+def test_tenants_of_a_running_server(make_server: Any, tmp_path: Path) -> None:
+    path = tmp_path / "tenants.yaml"
+    path.write_text("tenants: {acme: {TENANT_HARD_LIMIT_RPM: 7, NEXA_COLOUR: red}, bad: {NEXA_WEIGHT: x}}")
+    server = make_server(NEXA_TENANTS_FILE=str(path), NEXA_ADMIN_KEY="secret")
+    env = {"NEXA_URL": server.url, "NEXA_ADMIN_KEY": "secret"}
+    shown = nexa("tenants", "show", "acme", **env)
+    assert (shown.returncode, "TENANT_HARD_LIMIT_RPM=7" in shown.stdout) == (0, True)
+    assert "from file" in shown.stderr
+    listed = nexa("tenants", "list", **env)
+    assert (listed.returncode, "acme" in listed.stdout) == (0, True)
+    assert nexa("tenants", "check", "acme", **env).returncode == 0
+    broken = nexa("tenants", "check", "bad", **env)
+    assert (broken.returncode, "NEXA_WEIGHT" in broken.stderr) == (1, True)
+    locked = nexa("tenants", "list", NEXA_URL=server.url)
+    assert locked.returncode == 1
+    assert "admin key" in locked.stderr
+    away = nexa("tenants", "list", NEXA_URL="http://127.0.0.1:9")
+    assert (away.returncode, len(away.stderr.splitlines())) == (1, 1)
+
+
+def test_a_tenants_file_is_checked_without_a_server(tmp_path: Path) -> None:
+    path = tmp_path / "tenants.yaml"
+    path.write_text("tenants: {acme: {NEXA_WEIGHT: x, NEXA_COLOUR: red, NEXA_MAX_QUEUE: -1}, demo: {}}")
+    checked = nexa("tenants", "check", "--file", str(path))
+    assert checked.returncode == 1
+    for words in ("NEXA_WEIGHT must be", "NEXA_MAX_QUEUE must be", "NEXA_COLOUR is not a key"):
+        assert words in checked.stderr
+    assert nexa("tenants", "check", "demo", "--file", str(path)).returncode == 0
+    assert nexa("tenants", "check", "none", "--file", str(path)).returncode == 1
+    assert nexa("tenants", "check", "--file", str(tmp_path / "none.yaml")).returncode == 1
+    assert nexa("tenants", "check").returncode == 1
+
+
+def test_a_server_without_keys_refuses_to_be_reachable() -> None:
+    refused = nexa("serve", "--host", "0.0.0.0", "--port", "0")
+    assert refused.returncode == 1
+    assert "NEXA_API_KEY" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("env", "words"),
+    [
+        ({"TENANT_MODE": "multi"}, "NEXA_TENANTS_FILE"),
+        ({"VAULT_ADDR": "http://127.0.0.1:9"}, "VAULT_TOKEN"),
+        ({"VAULT_ADDR": "http://127.0.0.1:9", "VAULT_TOKEN": "t", "NEXA_TENANTS_FILE": "x"}, "both set"),
+        ({"NEXA_TENANTS_FILE": "/none/tenants.yaml"}, "/none/tenants.yaml"),
+        ({"DEFAULT_TENANT_ID": "Not An Id"}, "DEFAULT_TENANT_ID"),
+        ({"NEXA_PUBLIC_PREFIXES_FILE": "/none/prefixes.yaml"}, "/none/prefixes.yaml"),
+    ],
+)
+def test_settings_of_tenants_that_cannot_be_are_one_sentence(env: dict[str, str], words: str) -> None:
+    refused = nexa("serve", "--port", "0", **env)
+    assert refused.returncode == 1
+    assert words in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
