@@ -66,7 +66,7 @@ def words(random_: random.Random, count: int) -> str:
 def streamed(
     content: dict[str, Any], max_tokens: int, *, seed: int, temperature: float = 0.8
 ) -> dict[str, Any]:
-    """A request for exactly ``max_tokens`` streamed tokens and their usage. ``content``: prompt or messages."""
+    """A request for exactly ``max_tokens`` streamed tokens and usage. ``content``: prompt or messages."""
     return content | {
         "max_tokens": max_tokens,
         "ignore_eos": True,

@@ -1,8 +1,8 @@
 """Whether one tenant ever gets cached tokens of another, by ``usage`` and by time to first token.
 
 Starts a server of its own with tenants a and b. Each repetition has a prompt of its own: a sends it, a sends
-it again (cached, so fast), then b sends the very same (computed anew, so as slow as the first). Prints medians
-on stdout; the exit status is 1 when b got a cached token, or when a got none and nothing is shown.
+it again (cached, so fast), then b sends the very same (computed anew, so as slow as the first). Prints
+medians on stdout; the exit status is 1 when b got a cached token, or when a got none and nothing is shown.
 
     scripts/bench/isolation MODEL [--threads 2] [--repetitions 5] [--words 260]
 """

@@ -13,20 +13,28 @@ Tokens are counted inside each window: an answer's chunks when they come, at the
 
 import argparse
 import asyncio
+import json
+import math
 import random
+import sys
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
 
 import httpx
 
 from scripts.bench.common import (
     BenchError,
     Result,
+    add_server_arguments,
     ask,
     check,
     mean,
+    percentile,
+    serving,
     settle,
     streamed,
     words,
@@ -220,23 +228,26 @@ def _ratio(value: float, base: float) -> float:
 
 def report(found: Summary) -> None:
     """Print the table."""
-    ttft, ratios, counts = found["b_ttft_ms"], found["b_ttft_ratio"], found["b_requests"]
-    tokens, shares = found["a_tokens_per_s"], found["a_ratio"]
-    verdict = {True: "met", False: "MISSED"}
+    counts, ttft, tokens = found["b_requests"], found["b_ttft_ms"], found["a_tokens_per_s"]
     print(f"{'':32}{'alone':>10}{'together':>10}{'ratio':>8}  target")
     print(f"{'b: requests':32}{counts['alone']:>10}{counts['flood']:>10}")
-    for name in POINTS:
-        target = f"<= {MAX_TTFT_RATIO:g}  {verdict[ratios[name] <= MAX_TTFT_RATIO]}" if name == "p95" else ""
+    for name, ratio in found["b_ttft_ratio"].items():
+        target = _verdict(f"<= {MAX_TTFT_RATIO:g}", ratio <= MAX_TTFT_RATIO) if name == "p95" else ""
         label = f"b: time to first token, {name}, ms"
-        print(
-            f"{label:32}{ttft['alone'][name]:>10.0f}{ttft['flood'][name]:>10.0f}{ratios[name]:>8.2f}  {target}"
-        )
-    target = f">= {MIN_THROUGHPUT_RATIO:g}  {{}}"
-    for name, label in {"output": "a: output tokens/s", "work": "a: prompt + output tokens/s"}.items():
-        met = verdict[shares[name] >= MIN_THROUGHPUT_RATIO]
-        alone, with_b = tokens["alone"][name], tokens["with_b"][name]
-        print(f"{label:32}{alone:>10.1f}{with_b:>10.1f}{shares[name]:>8.2f}  {target.format(met)}")
+        _print_row(label, ttft["alone"][name], ttft["flood"][name], ratio, target)
+    for name, ratio in found["a_ratio"].items():
+        target = _verdict(f">= {MIN_THROUGHPUT_RATIO:g}", ratio >= MIN_THROUGHPUT_RATIO)
+        label = "a: output tokens/s" if name == "output" else "a: prompt + output tokens/s"
+        _print_row(label, tokens["alone"][name], tokens["with_b"][name], ratio, target)
     print(f"prompts of {found['a_prompt_tokens']:g} tokens (a) and {found['b_prompt_tokens']:g} (b)")
+
+
+def _print_row(label: str, alone: float, together: float, ratio: float, target: str) -> None:
+    print(f"{label:32}{alone:>10.1f}{together:>10.1f}{ratio:>8.2f}  {target}".rstrip())
+
+
+def _verdict(target: str, is_met: bool) -> str:
+    return f"{target}  {'met' if is_met else 'MISSED'}"
 
 
 def _say(text: str) -> None:
