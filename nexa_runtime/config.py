@@ -311,6 +311,42 @@ class AccessSettings(_Slice):
     )
 
 
+class StoreSettings(_Slice):
+    """Where models lie, and where they come from."""
+
+    model_store: str | None = Field(
+        None,
+        validation_alias="NEXA_MODEL_STORE",
+        min_length=1,
+        description="folder of the model store; unset: in the user's data directory",
+    )
+    state_dir: str | None = Field(
+        None,
+        validation_alias="NEXA_STATE_DIR",
+        min_length=1,
+        description="folder for what the server itself writes; unset: in the user's state directory",
+    )
+    catalog_file: str | None = Field(
+        None,
+        validation_alias="NEXA_CATALOG_FILE",
+        min_length=1,
+        description="catalog of model names; unset: the models.yaml that is shipped",
+    )
+    endpoint: str = Field(
+        "https://huggingface.co",
+        validation_alias="HF_ENDPOINT",
+        pattern=r"^https?://\S+$",
+        examples=["https://huggingface.co"],
+        description="the hub that models are pulled from",
+    )
+    token: SecretStr | None = Field(
+        None, validation_alias="HF_TOKEN", description="token for gated or private repositories"
+    )
+    is_offline: bool = Field(
+        False, validation_alias="HF_HUB_OFFLINE", description="whether the hub is never asked"
+    )
+
+
 class ClientSettings(_Slice):
     """Which running server the commands ask."""
 
@@ -349,13 +385,14 @@ class Settings:
     tenancy: TenancySettings
     vault: VaultSettings
     access: AccessSettings
+    store: StoreSettings
     client: ClientSettings
     log: LogSettings
 
 
 SLICES: tuple[type[_Slice], ...] = (
     ModelSettings, EngineSettings, ServingSettings, ServerSettings,
-    TenancySettings, VaultSettings, AccessSettings, ClientSettings, LogSettings,
+    TenancySettings, VaultSettings, AccessSettings, StoreSettings, ClientSettings, LogSettings,
 )  # fmt: skip
 
 
@@ -381,6 +418,7 @@ def load_settings(overrides: Mapping[str, object] | None = None) -> Settings:
         tenancy=_load(TenancySettings, given),
         vault=_load(VaultSettings, given),
         access=_load(AccessSettings, given),
+        store=_load(StoreSettings, given),
         client=_load(ClientSettings, given),
         log=_load(LogSettings, given),
     )

@@ -7,6 +7,14 @@ map classes to those, once.
     NexaError
     ├── ConfigError                  a setting is missing or out of range
     ├── ClientError                  a running server could not be asked, or refused (for commands)
+    ├── StoreError                   the model store or the way into it
+    │   ├── UsageError               a command was given what it cannot take
+    │   ├── NotFoundError            no such model, repository, revision or file
+    │   ├── HubAccessError           gated, private, or the token is not accepted
+    │   ├── NoSpaceError             the disk is too small for it
+    │   ├── IntegrityError           bytes that are not what they should be
+    │   ├── HubUnavailableError      the network or the hub failed; what came is kept
+    │   └── ModelInUseError          a running server uses it
     ├── ModelFileError               a model file is absent, damaged or does not fit
     ├── LlamaGuardError              a call that would have killed the process was refused
     ├── SourceUnavailableError       the source of limits gives no word
@@ -67,6 +75,62 @@ class ClientError(NexaError):
         self.url = url
         self.reason = reason
         super().__init__(f"{url} {reason}")
+
+
+class StoreError(NexaError):
+    """The model store refused, in one sentence for a person; ``cli`` gives each class an exit code."""
+
+    code = "store_error"
+
+
+class UsageError(StoreError):
+    """A command was given something that it cannot take; the text names what it takes."""
+
+    code = "usage"
+
+
+class NotFoundError(StoreError):
+    """No such model here, or no such repository, revision or file on the hub."""
+
+    code = "not_found_in_store"
+
+
+class HubAccessError(StoreError):
+    """The hub wants a token with access to this repository."""
+
+    code = "hub_access_denied"
+
+
+class NoSpaceError(StoreError):
+    """``needed_bytes`` are to be written and ``free_bytes`` are free."""
+
+    code = "no_space"
+
+    def __init__(self, path: Path, needed_bytes: int, free_bytes: int) -> None:
+        self.path = path
+        self.needed_bytes = needed_bytes
+        self.free_bytes = free_bytes
+        super().__init__(
+            f"{path} has {free_bytes / 1e9:.2f} GB free, and {needed_bytes / 1e9:.2f} GB are needed."
+        )
+
+
+class IntegrityError(StoreError):
+    """A file is not a model, or its bytes are not those that were promised."""
+
+    code = "integrity"
+
+
+class HubUnavailableError(StoreError):
+    """The network or the hub failed; what was transferred is kept, and the next try goes on from there."""
+
+    code = "hub_unavailable"
+
+
+class ModelInUseError(StoreError):
+    """A running server uses the model."""
+
+    code = "model_in_use"
 
 
 class ModelFileError(NexaError):
