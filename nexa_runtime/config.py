@@ -5,6 +5,7 @@ from the environment; command-line flags override them. It never reads files or 
 ``load_settings`` is called by ``cli`` alone; the layers below receive their slice.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
@@ -38,6 +39,15 @@ def _split(value: object) -> object:
     parts = value.split(",") if isinstance(value, str) else value
     if isinstance(parts, (list, tuple)):
         return tuple(part for part in (str(one).strip() for one in parts) if part)
+    return value
+
+
+def _bytes(value: object) -> object:
+    """A number of bytes; ``12G`` means 12 x 2**30."""
+    text = value.strip().upper() if isinstance(value, str) else ""
+    power = {"K": 10, "M": 20, "G": 30, "T": 40}.get(text[-1:], 0)
+    if power and text[:-1].isdecimal():
+        return int(text[:-1]) << power
     return value
 
 
@@ -158,6 +168,33 @@ class ServingSettings(_Slice):
     )
 
 
+class PoolSettings(_Slice):
+    """How many models stay loaded, and for how long."""
+
+    memory_budget: Annotated[int | None, BeforeValidator(_bytes)] = Field(
+        None,
+        validation_alias="NEXA_MEMORY_BUDGET",
+        ge=1,
+        le=2**50,
+        description="memory for all loaded models together, in bytes or like 12G;"
+        " unset: most of what is free at the start",
+    )
+    keep_alive_s: float = Field(
+        300,
+        validation_alias="NEXA_KEEP_ALIVE_S",
+        gt=0,
+        le=31_536_000,
+        description="seconds after its last request in which a model other than the default stays loaded",
+    )
+    load_timeout_s: float = Field(
+        300,
+        validation_alias="NEXA_LOAD_TIMEOUT_S",
+        gt=0,
+        le=86_400,
+        description="seconds that a request waits for its model to be loaded",
+    )
+
+
 class ServerSettings(_Slice):
     """Where HTTP listens and what it takes in."""
 
@@ -208,6 +245,10 @@ class TenancySettings(_Slice):
         min_length=1,
         description="YAML file with the tenants and their limits, for a box without Vault",
     )
+
+
+PLACEHOLDER = re.compile(r"\{\{\s*tenant_id\s*\}\}")
+"""Where a tenant's id goes in ``NEXA_VAULT_PATH_TEMPLATE``."""
 
 
 class VaultSettings(_Slice):
@@ -381,6 +422,7 @@ class Settings:
     model: ModelSettings
     engine: EngineSettings
     serving: ServingSettings
+    pool: PoolSettings
     server: ServerSettings
     tenancy: TenancySettings
     vault: VaultSettings
@@ -391,7 +433,7 @@ class Settings:
 
 
 SLICES: tuple[type[_Slice], ...] = (
-    ModelSettings, EngineSettings, ServingSettings, ServerSettings,
+    ModelSettings, EngineSettings, ServingSettings, PoolSettings, ServerSettings,
     TenancySettings, VaultSettings, AccessSettings, StoreSettings, ClientSettings, LogSettings,
 )  # fmt: skip
 
@@ -414,6 +456,7 @@ def load_settings(overrides: Mapping[str, object] | None = None) -> Settings:
         model=_load(ModelSettings, given),
         engine=_load(EngineSettings, given),
         serving=_load(ServingSettings, given),
+        pool=_load(PoolSettings, given),
         server=_load(ServerSettings, given),
         tenancy=_load(TenancySettings, given),
         vault=_load(VaultSettings, given),

@@ -44,6 +44,9 @@ map classes to those, once.
     ├── BoxBusyError                 the box cannot take it now
     │   ├── OverloadedError
     │   ├── QueueTimeoutError
+    │   ├── ModelLoadingError
+    │   ├── ModelLoadFailedError
+    │   ├── ModelMemoryError
     │   └── ShuttingDownError
     ├── ClientDisconnectedError      nobody is listening any more
     ├── RequestTimeoutError          the request took longer than it may
@@ -432,6 +435,45 @@ class QueueTimeoutError(BoxBusyError):
     def __init__(self, timeout_s: float, retry_after_s: float = 1.0) -> None:
         self.timeout_s = timeout_s
         super().__init__(f"The request waited {timeout_s:g} seconds and no slot was free.", retry_after_s)
+
+
+class ModelLoadingError(BoxBusyError):
+    """The model is on its way into memory. ``waited_s``: None where the client chose not to wait."""
+
+    code = "model_loading"
+
+    def __init__(self, name: str, waited_s: float | None, retry_after_s: float) -> None:
+        self.name = name
+        self.waited_s = waited_s
+        waited = "" if waited_s is None else f" after {waited_s:g} seconds still"
+        super().__init__(f'The model "{name}" is{waited} being loaded.', retry_after_s)
+
+
+class ModelLoadFailedError(BoxBusyError):
+    """The model could not be loaded lately; it is tried again after a while."""
+
+    code = "model_load_failed"
+
+    def __init__(self, name: str, reason: str, retry_after_s: float) -> None:
+        self.name = name
+        self.reason = reason
+        super().__init__(f'The model "{name}" could not be loaded: {reason}', retry_after_s)
+
+
+class ModelMemoryError(BoxBusyError):
+    """A model does not fit beside those that must stay."""
+
+    code = "model_memory"
+
+    def __init__(self, name: str, needed_bytes: int, budget_bytes: int) -> None:
+        self.name = name
+        self.needed_bytes = needed_bytes
+        self.budget_bytes = budget_bytes
+        super().__init__(
+            f'The model "{name}" needs {needed_bytes / 2**20:.0f} MiB; of the budget'
+            f" {budget_bytes / 2**20:.0f} MiB can be had for it.",
+            60.0,
+        )
 
 
 class ShuttingDownError(BoxBusyError):

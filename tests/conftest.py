@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from nexa_runtime.llama import Model
-from nexa_runtime.serving.loading import DEMO_PATH
+from nexa_runtime.serving.library import DEMO_PATH
 from nexa_runtime.telemetry import configure_logging
 from tests.support import LiveServer, free_settings
 

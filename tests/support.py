@@ -15,12 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from nexa_runtime.config import Settings, load_settings
-from nexa_runtime.engine.engine import Engine
 from nexa_runtime.engine.generation_lane import StepCounts
+from nexa_runtime.engine.model_engine import ModelEngine
 from nexa_runtime.llama import Context, ContextParams, DecodeStatus, Model
 from nexa_runtime.server.app import App, Server, bind
-from nexa_runtime.serving.loading import DEMO_PATH, load_model
-from nexa_runtime.serving.pool import LoadedModel, ModelPool
+from nexa_runtime.serving.library import DEMO_PATH
+from nexa_runtime.serving.loaded import LoadedModel
+from nexa_runtime.serving.loading import open_pool
 from nexa_runtime.tenancy.setup import open_tenancy
 
 NEAR_TIE = 0.05
@@ -42,7 +43,7 @@ def wait_until(condition: Callable[[], bool], timeout_s: float = 20.0) -> bool:
     return True
 
 
-def books_agree(engine: Engine) -> bool:
+def books_agree(engine: ModelEngine) -> bool:
     """Whether an idle engine's books are whole and say what llama.cpp holds, all of it resident."""
     assert engine.generation is not None
     scheduler, runner = engine.generation.scheduler, engine.generation.runner
@@ -59,9 +60,11 @@ class LiveServer:
         self, settings: Settings, change: Callable[[LoadedModel], None] = lambda model: None
     ) -> None:
         self._listener = bind(settings.server)
-        self.loaded = load_model(settings.model, settings.engine)
+        pool = open_pool(settings)
+        assert pool.default is not None
+        self.loaded = pool.default
         change(self.loaded)
-        self.app = App(ModelPool(self.loaded), open_tenancy(settings.tenancy, settings.vault), settings)
+        self.app = App(pool, open_tenancy(settings.tenancy, settings.vault), settings)
         self._server = Server(self.app, settings.server)
         self._thread = threading.Thread(target=self._run, name="live-server")
         self._thread.start()
@@ -79,7 +82,7 @@ class LiveServer:
         self.stop()
 
     @property
-    def engine(self) -> Engine:
+    def engine(self) -> ModelEngine:
         """The engine of its one model."""
         return self.loaded.engine
 

@@ -1,11 +1,17 @@
 """Entry point of ``nexa-runtime`` and ``nexa``: runs the commands and turns what ends them into exit codes.
 
-Imports the rest only inside ``main``, so that Ctrl-C is quiet from the first moment. 0: done. 1: it could not
-be done (one sentence on stderr). 2: wrong usage. 130: interrupted.
+Imports the rest only inside ``main``, so that Ctrl-C is quiet from the first moment. An error is one sentence
+on stderr, or with ``--json`` one document on stdout.
+
+Exit codes: 0 done, 1 it could not be done, 2 wrong usage, 3 not found, 4 gated or not authorised, 5 no space,
+6 damaged, 7 network or hub (what came is kept: try again), 130 interrupted.
 """
 
 import os
 import sys
+from contextlib import suppress
+
+_INTERRUPTED = 130
 
 
 def main() -> None:
@@ -14,27 +20,92 @@ def main() -> None:
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     try:
-        _run()
+        sys.exit(_run())
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(_INTERRUPTED)
 
 
-def _run() -> None:
-    from nexa_runtime.cli.main import app
+def exit_code(error: Exception) -> int:
+    """What the process ends with for an error of ours."""
+    from nexa_runtime import errors
+
+    codes = {
+        errors.UsageError: 2,
+        errors.NotFoundError: 3,
+        errors.HubAccessError: 4,
+        errors.NoSpaceError: 5,
+        errors.IntegrityError: 6,
+        errors.HubUnavailableError: 7,
+    }
+    return next((code for cls, code in codes.items() if isinstance(error, cls)), 1)
+
+
+def _run() -> int:
     from nexa_runtime.errors import NexaError
 
+    as_json = _wants_json(sys.argv[1:])
     try:
-        app()
+        return _run_for_program() if as_json else _run_for_person()
     except NexaError as error:
-        _say(str(error))
-        sys.exit(1)
+        return _report(error.code, str(error), exit_code(error), as_json=as_json)
+    except KeyboardInterrupt:
+        if as_json:
+            _report("interrupted", "Interrupted.", _INTERRUPTED, as_json=True)
+        raise
     except OSError as error:
-        # Standard output cannot be written; Python would complain again when it flushes it at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if not isinstance(error, BrokenPipeError):
-            _say(f"{error.strerror or error}")
-        sys.exit(1)
+        return _end_of_output(error, as_json=as_json)
 
 
-def _say(sentence: str) -> None:
-    sys.stderr.write(f"{os.path.basename(sys.argv[0])}: {sentence}\n")
+def _run_for_person() -> int:
+    from nexa_runtime.cli.main import app
+
+    app()
+    return 0
+
+
+def _run_for_program() -> int:
+    """As for a person, but wrong usage is a document too."""
+    import typer
+
+    from nexa_runtime.cli.main import app
+
+    usage_error: type[Exception] = typer.BadParameter.mro()[1]
+    try:
+        code = app(standalone_mode=False)
+    except usage_error as error:
+        sentence = getattr(error, "format_message", error.__str__)()
+        return _report("usage", sentence, 2, as_json=True)
+    if code == _INTERRUPTED:
+        raise KeyboardInterrupt
+    return code if isinstance(code, int) else 0
+
+
+def _wants_json(arguments: list[str]) -> bool:
+    """Whether ``--json`` is among the flags; what follows ``--`` is none."""
+    flags = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    return "--json" in flags
+
+
+def _end_of_output(error: OSError, *, as_json: bool) -> int:
+    """A file, or standard output, that cannot be read or written."""
+    sentence = error.strerror or str(error)
+    if error.filename is not None:
+        sentence = f"{error.filename}: {sentence}"
+    if as_json and not isinstance(error, BrokenPipeError):
+        with suppress(OSError):
+            return _report("os_error", sentence, 1, as_json=True)
+    # Where that is standard output itself, Python would complain again when it flushes it at exit.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1 if isinstance(error, BrokenPipeError) else _report("os_error", sentence, 1, as_json=False)
+
+
+def _report(code: str, sentence: str, status: int, *, as_json: bool) -> int:
+    """Say what went wrong; ``status`` back."""
+    from nexa_runtime.cli import output
+
+    if as_json:
+        sys.stdout.write(output.json_text(output.error_document(code, sentence, status)) + "\n")
+        sys.stdout.flush()
+    else:
+        sys.stderr.write(f"{os.path.basename(sys.argv[0])}: {sentence}\n")
+    return status

@@ -7,17 +7,17 @@ loads on a thread of its own, and the main thread waits.
 import threading
 
 from nexa_runtime.config import Settings
-from nexa_runtime.serving.loading import load_model
-from nexa_runtime.serving.pool import LoadedModel, ModelPool
+from nexa_runtime.serving.loading import open_pool
+from nexa_runtime.serving.pool import ModelPool
 
 
 def load_pool(settings: Settings) -> ModelPool:
     """The pool with the model that the settings name. Raises ``NexaError``, ``KeyboardInterrupt``."""
-    done: list[LoadedModel | BaseException] = []
+    done: list[ModelPool | BaseException] = []
 
     def load() -> None:
         try:
-            done.append(load_model(settings.model, settings.engine))
+            done.append(open_pool(settings))
         except BaseException as error:  # noqa: BLE001 - raised again by whoever waits
             done.append(error)
 
@@ -26,4 +26,4 @@ def load_pool(settings: Settings) -> ModelPool:
     thread.join()
     if isinstance(done[0], BaseException):
         raise done[0]
-    return ModelPool(done[0])
+    return done[0]

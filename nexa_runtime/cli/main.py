@@ -1,7 +1,7 @@
 """The commands.
 
 Owns arguments, their help, and how flags become settings. It never computes anything itself; ``entry`` runs
-it.
+it. What a command needs is imported when it runs: llama.cpp, clients and the store cost a second together.
 """
 
 from pathlib import Path
@@ -10,9 +10,7 @@ from typing import Annotated, Any
 import typer
 
 import nexa_runtime
-from nexa_runtime.cli import run as run_command
-from nexa_runtime.cli import serve as serve_command
-from nexa_runtime.cli import tenants as tenants_command
+from nexa_runtime.cli.output import Output
 from nexa_runtime.config import (
     EngineSettings,
     ModelSettings,
@@ -52,6 +50,10 @@ ThreadsFlag = Annotated[str | None, _option(EngineSettings, "threads", "--thread
 KvFlag = Annotated[str | None, _option(EngineSettings, "kv", "--kv")]
 StepTokensFlag = Annotated[str | None, _option(EngineSettings, "step_tokens", "--step-tokens")]
 GpuLayersFlag = Annotated[str | None, _option(ModelSettings, "gpu_layers", "--gpu-layers")]
+JsonFlag = Annotated[bool, typer.Option("--json", help="one JSON document on stdout, errors included")]
+QuietFlag = Annotated[bool, typer.Option("--quiet", "-q", help="names alone on stdout, and no talk")]
+DryRunFlag = Annotated[bool, typer.Option("--dry-run", help="say what would be done, and do nothing")]
+StoredArgument = Annotated[str, typer.Argument(metavar="MODEL", help="a name or alias in the store")]
 
 
 @app.command()
@@ -80,12 +82,14 @@ def serve(
         NEXA_KV=kv,
         NEXA_GPU_LAYERS=gpu_layers,
     )
-    serve_command.serve(settings)
+    from nexa_runtime.cli import serve as command
+
+    command.serve(settings)
 
 
 @app.command()
 def run(
-    model: Annotated[str, typer.Argument(help="`demo` (bundled) or the path of a GGUF file")],
+    model: Annotated[str, typer.Argument(help="a name in the store, `demo` (bundled), or a GGUF file")],
     prompt: Annotated[str | None, typer.Argument(help="what to ask; none: a chat")] = None,
     ctx_size: CtxSizeFlag = None,
     threads: ThreadsFlag = None,
@@ -100,7 +104,116 @@ def run(
         NEXA_GPU_LAYERS=gpu_layers,
         quiet=True,
     )
-    run_command.run(settings, prompt)
+    from nexa_runtime.cli import run as command
+
+    command.run(settings, prompt)
+
+
+@app.command()
+def pull(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="a name of the catalog, `org/repo[:QUANT][@revision]`, or its address on the hub"
+        ),
+    ],
+    revision: Annotated[
+        str | None, typer.Option("--revision", help="branch, tag or commit of the repository")
+    ] = None,
+    dry_run: DryRunFlag = False,
+    as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    """Bring a model from the hub into the store; what was interrupted goes on where it ended."""
+    from nexa_runtime.cli import models as command
+
+    settings = _store_settings()
+    command.pull(settings, Output(as_json, quiet), model, revision=revision, is_dry_run=dry_run)
+
+
+@app.command("list")
+def list_models(
+    catalog: Annotated[bool, typer.Option("--catalog", help="the names that can be pulled")] = False,
+    as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    """The models in the store, or with --catalog those that have a name."""
+    from nexa_runtime.cli import models as command
+
+    settings, output = _store_settings(), Output(as_json, quiet)
+    command.list_catalog(settings, output) if catalog else command.list_stored(settings, output)
+
+
+@app.command("show")
+def show_model(
+    model: StoredArgument,
+    ctx_size: CtxSizeFlag = None,
+    slots: SlotsFlag = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """What a model is, and the memory it takes for a context and a number of slots."""
+    from nexa_runtime.cli import models as command
+
+    settings = _store_settings(NEXA_CTX_SIZE=ctx_size, NEXA_SLOTS=slots)
+    command.show(settings, Output(as_json), model)
+
+
+@app.command()
+def rm(
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="names or aliases in the store")],
+    force: Annotated[bool, typer.Option("--force", help="also where a running server uses it")] = False,
+    dry_run: DryRunFlag = False,
+    as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    """Remove models from the store; files that others share stay."""
+    from nexa_runtime.cli import models as command
+
+    settings, output = _store_settings(), Output(as_json, quiet)
+    command.remove(settings, output, models, is_forced=force, is_dry_run=dry_run)
+
+
+@app.command()
+def verify(
+    models: Annotated[
+        list[str] | None, typer.Argument(metavar="[MODEL]...", help="names or aliases; none: all")
+    ] = None,
+    as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    """Read models again, every byte, and compare with the hashes on record; exit code 6 if one differs."""
+    from nexa_runtime.cli import models as command
+
+    command.verify(_store_settings(), Output(as_json, quiet), models or [])
+
+
+@app.command()
+def gc(dry_run: DryRunFlag = False, as_json: JsonFlag = False, quiet: QuietFlag = False) -> None:
+    """Remove what no model needs: files without a record, and transfers that were given up."""
+    from nexa_runtime.cli import models as command
+
+    command.collect_garbage(_store_settings(), Output(as_json, quiet), is_dry_run=dry_run)
+
+
+@app.command("import")
+def import_model(
+    path: Annotated[Path, typer.Argument(help="a GGUF file; of a split model the first part")],
+    name: Annotated[str | None, typer.Option("--name", help="what it is called in the store")] = None,
+    as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    """Copy a GGUF file into the store."""
+    from nexa_runtime.cli import models as command
+
+    command.import_path(_store_settings(), Output(as_json, quiet), path, name=name)
+
+
+@app.command()
+def ps(as_json: JsonFlag = False, quiet: QuietFlag = False) -> None:
+    """The models that a running server holds (NEXA_URL, NEXA_ADMIN_KEY)."""
+    from nexa_runtime.cli import models as command
+
+    command.list_held(_store_settings(), Output(as_json, quiet))
 
 
 keys_app = typer.Typer(help="Keys of tenants.", no_args_is_help=True)
@@ -114,13 +227,17 @@ TenantArgument = Annotated[str, typer.Argument(help="the tenant's id")]
 @keys_app.command()
 def create(tenant: Annotated[str, typer.Option("--tenant", help="whose key it is")]) -> None:
     """Make a key: it is printed once, with its digest and the command that puts it into Vault."""
-    tenants_command.create(tenant, _settings(quiet=True))
+    from nexa_runtime.cli import tenants as command
+
+    command.create(tenant, _settings(quiet=True))
 
 
 @tenants_app.command("list")
 def list_tenants() -> None:
     """The tenants that a running server knows (NEXA_URL, NEXA_ADMIN_KEY)."""
-    tenants_command.list_all(_settings(quiet=True))
+    from nexa_runtime.cli import tenants as command
+
+    command.list_all(_settings(quiet=True))
 
 
 @tenants_app.command()
@@ -129,7 +246,9 @@ def show(
     refresh: Annotated[bool, typer.Option("--refresh", help="ask the source of limits anew")] = False,
 ) -> None:
     """The limits in force for one tenant, as a running server applies them."""
-    tenants_command.show(tenant, _settings(quiet=True), refresh=refresh)
+    from nexa_runtime.cli import tenants as command
+
+    command.show(tenant, _settings(quiet=True), refresh=refresh)
 
 
 @tenants_app.command()
@@ -138,7 +257,9 @@ def check(
     file: Annotated[Path | None, typer.Option("--file", help="look into this tenants file instead")] = None,
 ) -> None:
     """Say what is wrong with a tenant's limits; exit code 1 if anything is."""
-    tenants_command.check(tenant, _settings(quiet=True), file=file)
+    from nexa_runtime.cli import tenants as command
+
+    command.check(tenant, _settings(quiet=True), file=file)
 
 
 @app.callback(invoke_without_command=True)
@@ -148,6 +269,13 @@ def _root(
     if version:
         typer.echo(nexa_runtime.__version__)
         raise typer.Exit
+
+
+def _store_settings(**overrides: object) -> Settings:
+    """For commands that are done in a moment: a damaged record is worth a line, that all is well is not."""
+    settings = load_settings(overrides)
+    configure_logging("WARNING" if settings.log.level == "INFO" else settings.log.level)
+    return settings
 
 
 def _settings(*, quiet: bool = False, **overrides: object) -> Settings:

@@ -33,7 +33,7 @@ def run(settings: Settings, prompt: str | None) -> None:
         service = GenerationService(dispatcher)
         try:
             if prompt is None:
-                _chat(runner, service, dispatcher.pool.default.id)
+                _chat(runner, service, dispatcher.pool.library.default_name)
             elif runner.run(_answer(service, [Message(Role.USER, prompt)])) is None:
                 raise KeyboardInterrupt
         finally:
@@ -41,7 +41,7 @@ def run(settings: Settings, prompt: str | None) -> None:
 
 
 async def _start(pool: ModelPool, settings: Settings) -> Dispatcher:
-    dispatcher = Dispatcher(pool, settings.serving)
+    dispatcher = Dispatcher(pool, settings.serving, slots=settings.engine.slots)
     dispatcher.start()
     return dispatcher
 

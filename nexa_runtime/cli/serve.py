@@ -38,8 +38,10 @@ def _greet(pool: ModelPool, host: str, port: int) -> None:
     reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     shown = f"[{reachable}]" if ":" in reachable else reachable
     url = f"http://{shown}:{port}"
+    if pool.default is None:
+        typer.echo(f"{pool.library.missing_reason()}\n", err=True)
     typer.echo(
-        f"Nexa Runtime serves {pool.default.id} at {url} (Ctrl-C stops it). Try:\n\n"
+        f"Nexa Runtime serves {pool.library.default_name} at {url} (Ctrl-C stops it). Try:\n\n"
         f"  curl {url}/v1/chat/completions -H 'Content-Type: application/json' \\\n"
         """    -d '{"messages": [{"role": "user", "content": "What is the capital of France?"}]}'\n""",
         err=True,

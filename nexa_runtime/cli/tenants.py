@@ -4,6 +4,7 @@ Asks a running server (``NEXA_URL``, ``NEXA_ADMIN_KEY``), or looks at a file; it
 """
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from nexa_runtime.config import ClientSettings, Settings
+from nexa_runtime.config import PLACEHOLDER, ClientSettings, Settings
 from nexa_runtime.errors import ClientError, ConfigError
 from nexa_runtime.tenancy.file_source import load_tenants_file
 from nexa_runtime.tenancy.keys import create_key
@@ -27,7 +28,7 @@ def create(tenant_id: str, settings: Settings) -> None:
     key = create_key(tenant_id)
     digest = hashlib.sha256(key.encode()).hexdigest()
     mount, _, path = settings.vault.path_template.partition("/data/")
-    path = path.replace("{{tenant_id}}", tenant_id)
+    path = PLACEHOLDER.sub(tenant_id, path)
     typer.echo(key)
     typer.echo(
         f"This key is shown once. Its SHA-256: {digest}\n"
@@ -72,7 +73,9 @@ def check(tenant_id: str | None, settings: Settings, *, file: Path | None) -> No
         num_problems = sum(found)
     elif tenant_id is not None:
         check_tenant_id(tenant_id)
-        num_problems = _explain(_config(settings, tenant_id, refresh=True)["problems"])
+        config = _config(settings, tenant_id, refresh=True)
+        _name_unknown(tenant_id, config["unknown_keys"])
+        num_problems = _explain(config["problems"])
         chosen = [tenant_id]
     else:
         raise ConfigError("Name a tenant, or a file with --file.")
@@ -83,9 +86,13 @@ def check(tenant_id: str | None, settings: Settings, *, file: Path | None) -> No
 
 def _problems_of(tenant_id: str, values: Any) -> int:
     parsed = parse_limits(values)
-    for key in parsed.unknown_keys:
-        typer.echo(f"{tenant_id}: {key} is not a key that is known; it is ignored.", err=True)
+    _name_unknown(tenant_id, parsed.unknown_keys)
     return _explain([f"{tenant_id}: {problem}" for problem in parsed.problems])
+
+
+def _name_unknown(tenant_id: str, keys: Iterable[str]) -> None:
+    for key in keys:
+        typer.echo(f"{tenant_id}: {key} is not a key that is known; it is ignored.", err=True)
 
 
 def _explain(problems: list[str]) -> int:

@@ -10,6 +10,10 @@ MIN_PREFILL_TOKENS = 32
 recur.
 """
 
+PREFILL_STEP_S = 0.5
+FIRST_STEP_TOKENS = 128
+"""The size of a step of prompts alone, until the machine's speed is known."""
+
 DEFAULT_DECODE_WORK = 2.0
 MAX_DECODE_WORK = 8.0
 
@@ -47,6 +51,16 @@ class PrefillBudget:
         if self._decode_row_s is None or self._prefill_token_s is None:
             return DEFAULT_DECODE_WORK
         return min(max(self._decode_row_s / self._prefill_token_s, 1.0), MAX_DECODE_WORK)
+
+    def whole_step(self) -> int:
+        """Prompt tokens of a step in which nobody is answering: as many as take ``PREFILL_STEP_S``.
+
+        Whoever arrives meanwhile waits for the step to end, and on a processor larger ones are no faster.
+        """
+        if self._prefill_token_s is None:
+            return min(FIRST_STEP_TOKENS, self._max_tokens)
+        grains = int(PREFILL_STEP_S / self._prefill_token_s) // MIN_PREFILL_TOKENS
+        return min(max(grains, 2) * MIN_PREFILL_TOKENS, self._max_tokens)
 
     def observe(self, plan: StepPlan, elapsed_s: float) -> None:
         """Learn from a step's time, in seconds."""

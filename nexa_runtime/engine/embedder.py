@@ -85,6 +85,10 @@ class EmbeddingLane:
         self._accounts.enter(request.share)
         self._jobs[key] = _Job(key, request)
 
+    def update_share(self, share: TenantShare) -> None:
+        """From now on this holds for its tenant."""
+        self._accounts.update(share)
+
     def abort(self, key: int) -> None:
         """Forget a request, if it lives; nothing is said."""
         if key in self._jobs:

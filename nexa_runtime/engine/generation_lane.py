@@ -45,7 +45,8 @@ class Delta:
     """News of one sequence: text, its end, or both. ``num_new_tokens`` sampled so far.
 
     The last one of a sequence has ``finish_reason``; with ERROR, ``error`` says why. It also says how many of
-    the prompt's tokens were cached, and how long it waited for a slot, in seconds.
+    the prompt's tokens were cached, how many were cached or computed, and how long it waited for a slot, in
+    seconds.
     """
 
     key: int
@@ -54,6 +55,7 @@ class Delta:
     finish_reason: FinishReason | None = None
     error: Exception | None = None
     num_cached_tokens: int = 0
+    num_done_tokens: int = 0
     queue_s: float = 0.0
 
 
@@ -209,7 +211,10 @@ class GenerationLane:
         del self._live[sequence.key]
         started_at = time.monotonic() if sequence.started_at is None else sequence.started_at
         queue_s = started_at - sequence.queued_at
-        emit(Delta(sequence.key, text, sequence.num_new, reason, error, sequence.num_cached, queue_s))
+        num_done = min(sequence.num_charged, sequence.num_prompt)
+        emit(
+            Delta(sequence.key, text, sequence.num_new, reason, error, sequence.num_cached, num_done, queue_s)
+        )
 
     def _count(self, plan: StepPlan, elapsed_s: float) -> None:
         self.totals.add(plan, elapsed_s)

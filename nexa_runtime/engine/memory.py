@@ -30,12 +30,8 @@ class Memory:
         self.num_evictions = 0
 
     def pauses_for(self, change: Change) -> tuple[Sequence, ...] | None:
-        """Which losers must be paused so that a change fits, one at least if there are any; None: it does
-        not fit.
-        """
-        if not change.losers:
-            return () if self._fits(change.sequence, ()) else None
-        for count in range(1, len(change.losers) + 1):
+        """Which losers must be paused so that a change fits; None: it does not fit."""
+        for count in range(change.min_pauses, len(change.losers) + 1):
             if self._fits(change.sequence, change.losers[:count]):
                 return change.losers[:count]
         return None

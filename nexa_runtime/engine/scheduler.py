@@ -6,14 +6,14 @@ of the cells. Pure: no llama, no threads, no clock; time comes in as ``now`` and
 tests drive it by hand.
 
 The step: every decode row first; then chunks of prompts, of the tenant with least virtual time, until the
-token budget is spent. With nobody decoding, prompts take the whole step.
+token budget is spent. With nobody decoding, prompts take the whole step, of half a second at most.
 """
 
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from nexa_runtime.engine.budget import PrefillBudget
+from nexa_runtime.engine.budget import MIN_PREFILL_TOKENS, PrefillBudget
 from nexa_runtime.engine.fair_queue import Accounts
 from nexa_runtime.engine.kv_cache import KvCache
 from nexa_runtime.engine.memory import Memory
@@ -144,12 +144,17 @@ class Scheduler:
         for sequence in decoding[:max_rows]:
             self._plan(sequence, 1, chunks)
         room = max_rows - len(chunks)
-        budget = min(room, self._budget.tokens()) if chunks else room
+        budget = min(room, self._budget.tokens() if chunks else self._budget.whole_step())
         for sequence in self._prefilling():
             if budget <= 0:
                 break
             if sequence.sequence_id is not None or self._attach(sequence):
-                budget -= self._plan(sequence, min(sequence.num_pending, budget), chunks)
+                # A short rest is not worth another step, which a newcomer would have to wait for.
+                is_nearly_all = sequence.num_pending <= min(budget + MIN_PREFILL_TOKENS, room)
+                count = sequence.num_pending if is_nearly_all else budget
+                planned = self._plan(sequence, count, chunks)
+                budget -= planned
+                room -= planned
         operations = tuple(self._operations)
         self._operations.clear()
         return StepPlan(tuple(chunks.values()), operations) if chunks or operations else None
@@ -233,15 +238,20 @@ class Scheduler:
             assert count <= active[tenant_id]
 
     def _fill_slots(self, now: float) -> None:
-        """Make every change that is due; one that does not fit holds its place, so that none starves."""
-        while (change := self._slots.next_change()) is not None:
+        """Make every change that is due and fits."""
+        while self._change_slots(now):
+            pass
+
+    def _change_slots(self, now: float) -> bool:
+        for change in self._slots.due_changes():
             pauses = self._memory.pauses_for(change)
-            if pauses is None:
-                return
-            for sequence in pauses:
-                self._slots.stop(sequence)
-                self._num_pauses += 1
-            self._slots.start(change.sequence, now)
+            if pauses is not None:
+                for sequence in pauses:
+                    self._slots.stop(sequence)
+                    self._num_pauses += 1
+                self._slots.start(change.sequence, now)
+                return True
+        return False
 
     def _prefilling(self) -> list[Sequence]:
         waiting = [sequence for sequence in self._slots.running if not sequence.is_decoding]

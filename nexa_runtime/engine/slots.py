@@ -29,12 +29,13 @@ QUANTUM = 256.0
 class Change:
     """``sequence`` is to get a slot: a free one, or that of the first of ``losers``.
 
-    ``losers``: running sequences of the tenant that gives way, the youngest first. More of them may be
-    paused when memory wants it.
+    ``losers``: running sequences that give way, in this order; as many of them as memory wants, and at least
+    ``min_pauses``.
     """
 
     sequence: Sequence
     losers: tuple[Sequence, ...] = ()
+    min_pauses: int = 0
 
 
 class Slots:
@@ -84,19 +85,22 @@ class Slots:
         sequence.state = SequenceState.WAITING
         self._queue.put_back(sequence)
 
-    def next_change(self) -> Change | None:
-        """The next change that is due, or None. Changes nothing."""
-        held = Counter(sequence.share.tenant_id for sequence in self.running)
-        heads = [head for head in self._queue.heads() if _may_run(head, held)]
-        if heads and len(self.running) < self.num_slots:
-            return Change(heads[0])
-        for head in heads:
-            if (loser := self._loser(head, held)) is not None:
-                return Change(head, self._running_of(loser))
-        return None
+    def due_changes(self) -> Iterator[Change]:
+        """Changes that are due, the most urgent first; one of them at a time may be made. Changes nothing.
 
-    def _loser(self, head: Sequence, held: Counter[str]) -> str | None:
-        """The tenant that gives way to ``head``, or None."""
+        One that does not fit memory does not hold up other tenants: its own falls behind meanwhile, until
+        all who are ahead of it give way.
+        """
+        held = Counter(sequence.share.tenant_id for sequence in self.running)
+        min_pauses = int(len(self.running) >= self.num_slots)
+        for head in self._queue.heads():
+            if _may_run(head, held):
+                losers = self._losers(head, held)
+                if losers or not min_pauses:
+                    yield Change(head, losers, min_pauses)
+
+    def _losers(self, head: Sequence, held: Counter[str]) -> tuple[Sequence, ...]:
+        """Running sequences that give way to ``head``, in this order."""
         mine = head.share
         now_at = self._accounts.virtual_time(mine.tenant_id)
         # Equal times are told apart by name, so that a schedule depends on nothing else.
@@ -105,14 +109,17 @@ class Slots:
             guaranteed = {one.share.tenant_id: one.share.guaranteed_slots for one in self.running}
             borrowers = [name for at, name in ahead if at >= now_at and held[name] > guaranteed[name]]
             if borrowers:
-                return borrowers[-1]
+                return self._running_of(borrowers[-1])
         if not ahead:
-            return None
+            return ()
         furthest_at, furthest = ahead[-1]
         gap = furthest_at - now_at
-        weight = self._running_of(furthest)[0].share.weight
-        has_less = held[mine.tenant_id] * weight <= held[furthest] * mine.weight
-        return furthest if gap > 2 * QUANTUM or (gap > QUANTUM and has_less) else None
+        if gap > 2 * QUANTUM:
+            names = [name for at, name in reversed(ahead) if at > now_at]
+            return tuple(one for name in names for one in self._running_of(name))
+        losers = self._running_of(furthest)
+        has_less = held[mine.tenant_id] * losers[0].share.weight <= held[furthest] * mine.weight
+        return losers if gap > QUANTUM and has_less else ()
 
     def _running_of(self, tenant_id: str) -> tuple[Sequence, ...]:
         mine = [sequence for sequence in self.running if sequence.share.tenant_id == tenant_id]

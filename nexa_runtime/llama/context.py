@@ -23,6 +23,19 @@ from nexa_runtime.llama.vocab import Tokens
 MAX_SEQUENCE_IDS = 256
 """llama.cpp's ``LLAMA_MAX_SEQ``."""
 
+KV_TYPES = {
+    "f32": C.GGML_TYPE_F32,
+    "f16": C.GGML_TYPE_F16,
+    "bf16": 30,  # the binding lacks its name
+    "q8_0": C.GGML_TYPE_Q8_0,
+    "q5_1": C.GGML_TYPE_Q5_1,
+    "q5_0": C.GGML_TYPE_Q5_0,
+    "q4_1": C.GGML_TYPE_Q4_1,
+    "q4_0": C.GGML_TYPE_Q4_0,
+    "iq4_nl": C.GGML_TYPE_IQ4_NL,
+}
+"""ggml's names of types that keys and values may be kept in."""
+
 Logits = npt.NDArray[np.float32]
 
 
@@ -42,7 +55,8 @@ class ContextParams:
     """Sizes of a context. ``num_cells`` in tokens over all sequences; ``max_rows`` tokens in one step.
 
     ``max_outputs`` is at least ``num_sequence_ids``: llama.cpp reserves one for each. ``is_unified``: any
-    sequence may use all cells; else each has an equal part of its own.
+    sequence may use all cells; else each has an equal part of its own. ``kv_type_k``, ``kv_type_v``: ggml's
+    names of the types that keys and values are kept in.
     """
 
     num_cells: int
@@ -51,6 +65,8 @@ class ContextParams:
     max_outputs: int
     num_threads: int
     is_unified: bool = True
+    kv_type_k: str = "f16"
+    kv_type_v: str = "f16"
 
 
 class Batch:
@@ -138,6 +154,8 @@ class Context:
         raw.n_outputs_max = params.max_outputs
         raw.n_threads = raw.n_threads_batch = params.num_threads
         raw.kv_unified = params.is_unified
+        raw.type_k = KV_TYPES[params.kv_type_k]
+        raw.type_v = KV_TYPES[params.kv_type_v]
         # A sliding-window model keeps all its cells: any prefix can be reused, not only the last part of it.
         raw.swa_full = True
         raw.no_perf = True

@@ -6,6 +6,7 @@ Source: ``llama_model_load_from_file``, ``llama_model_meta_*``.
 """
 
 import ctypes
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -50,13 +51,22 @@ class Model:
         """All scalar metadata as text, by GGUF key."""
 
     @classmethod
-    def load(cls, path: Path, *, gpu_layers: int = -1) -> "Model":
-        """Map ``path`` into memory. Raises ``ModelFileError`` with the reason."""
-        check_is_gguf(path)
+    def load(cls, path: Path, *parts: Path, gpu_layers: int = -1) -> "Model":
+        """Map a model into memory: its one file, or all its parts in order.
+
+        Raises ``ModelFileError`` with the reason.
+        """
+        for part in (path, *parts):
+            check_is_gguf(part)
         params = C.llama_model_default_params()
         params.n_gpu_layers = gpu_layers
         recent_errors(clear=True)
-        pointer = C.llama_model_load_from_file(str(path).encode(), params)
+        # The parts have names of their own here, so that llama.cpp cannot find them by itself.
+        names = (ctypes.c_char_p * (1 + len(parts)))(*(os.fsencode(part) for part in (path, *parts)))
+        if parts:
+            pointer = C.llama_model_load_from_splits(names, len(names), params)
+        else:
+            pointer = C.llama_model_load_from_file(names[0], params)
         if not pointer:
             reasons = recent_errors(clear=True)
             raise ModelFileError(path, reasons[0] if reasons else "llama.cpp gave no reason")

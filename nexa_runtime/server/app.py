@@ -10,7 +10,7 @@ import signal
 import socket
 import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from types import FrameType
 
 import uvicorn
@@ -30,10 +30,14 @@ from nexa_runtime.serving.dispatcher import Dispatcher
 from nexa_runtime.serving.embedding import EmbeddingService
 from nexa_runtime.serving.generation import GenerationService
 from nexa_runtime.serving.pool import ModelPool
+from nexa_runtime.serving.pulling import Puller
+from nexa_runtime.store.hub import Hub
 from nexa_runtime.tenancy.setup import Tenancy
 
 _PROBE_ID = "nexa-probe"
 """Asked for at the start, where there is no default tenant: any answer shows that limits can be read."""
+
+_WATCH_S = 5.0
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -48,7 +52,7 @@ class App(Starlette):
     """The ASGI application. ``dispatcher`` ends the engine before connections are closed."""
 
     def __init__(self, pool: ModelPool, tenancy: Tenancy, settings: Settings) -> None:
-        self.dispatcher = Dispatcher(pool, settings.serving)
+        self.dispatcher = Dispatcher(pool, settings.serving, slots=settings.engine.slots)
         self._tenancy = tenancy
         self._services = Services(
             Gate(settings.access, tenancy),
@@ -56,6 +60,7 @@ class App(Starlette):
             self.dispatcher,
             GenerationService(self.dispatcher),
             EmbeddingService(self.dispatcher),
+            Puller(pool.library.store, pool.library.catalog, Hub(settings.store)),
             settings.server,
         )
         super().__init__(
@@ -65,6 +70,10 @@ class App(Starlette):
                 Route("/v1/embeddings", embed.embeddings, methods=["POST"]),
                 Route("/v1/models", models.list_models),
                 Route("/v1/models/{name:path}", models.get_model),
+                Route("/admin/models", admin.list_models),
+                Route("/admin/models/pull", admin.pull_model, methods=["POST"]),
+                Route("/admin/models/{name:path}/load", admin.load_model, methods=["POST"]),
+                Route("/admin/models/{name:path}/unload", admin.unload_model, methods=["POST"]),
                 Route("/admin/tenants", admin.list_tenants),
                 Route("/admin/tenants/{tenant_id}/config", admin.tenant_config),
                 Route("/admin/tenants/{tenant_id}/refresh", admin.refresh_tenant, methods=["POST"]),
@@ -82,14 +91,26 @@ class App(Starlette):
         directory = self._tenancy.directory
         directory.on_change(self.dispatcher.update_tenant)
         self.dispatcher.start()
-        probe = asyncio.create_task(directory.wait_answered(self._tenancy.default_id or _PROBE_ID))
+        tasks = [
+            asyncio.create_task(directory.wait_answered(self._tenancy.default_id or _PROBE_ID)),
+            asyncio.create_task(self._watch_limits()),
+        ]
         try:
             yield {"services": self._services}
         finally:
-            probe.cancel()
+            for task in tasks:
+                task.cancel()
             await self.dispatcher.stop()
             await self.dispatcher.close()
             await directory.close()
+
+    async def _watch_limits(self) -> None:
+        """Look at the limits of tenants that have something running: a change must not wait for a request."""
+        while True:
+            await asyncio.sleep(_WATCH_S)
+            for tenant_id in self.dispatcher.admission.open_ids():
+                with suppress(NexaError):
+                    await self._tenancy.directory.resolve(tenant_id)
 
 
 class Server(uvicorn.Server):

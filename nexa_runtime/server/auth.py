@@ -7,8 +7,9 @@ before they read a body.
 - The *service key* acts for the tenant that the header names.
 - The *admin key* opens ``/admin`` and nothing else.
 - A bare header counts where the owner says so: ``NEXA_TRUST_TENANT_HEADER``, from ``NEXA_TRUSTED_CIDRS``.
-- With neither service nor admin key the server is *open*: the header counts, any other key is ignored, and
-  only tenants that have keys of their own must show them. An open server listens on loopback only.
+- With neither of these keys nor that trust the server is *open*: the header counts, any other key is ignored,
+  and only tenants that have keys of their own must show them. An open server listens on loopback only, and
+  answers only to loopback names, so that no web page can reach it under a name of its own.
 """
 
 import socket
@@ -25,6 +26,7 @@ from nexa_runtime.errors import (
     ConfigError,
     InvalidTenantIdError,
     TenantMismatchError,
+    TenantUnknownError,
 )
 from nexa_runtime.tenancy import keys
 from nexa_runtime.tenancy.setup import Tenancy
@@ -56,7 +58,7 @@ class Gate:
         self._tenancy = tenancy
         self._service_digests = _digests(access.api_key, access.api_key_sha256)
         self._admin_digests = _digests(access.admin_key, access.admin_key_sha256)
-        self._is_open = not _has_server_key(access)
+        self._is_open = not _has_server_key(access) and not access.trusts_tenant_header
 
     async def tenant(self, request: Request) -> Tenant:
         """The tenant that a request acts for.
@@ -65,10 +67,8 @@ class Gate:
         and what ``TenantDirectory.resolve`` does.
         """
         self._check_address(request)
-        key = _key_of(request)
-        if key is not None and not self._is_open:
-            return await self._tenant_of_key(request, key)
-        if key is not None and self._tenancy.is_multi and keys.tenant_of(key) is not None:
+        key = _key_of(request, is_strict=not self._is_open)
+        if key is not None and (not self._is_open or self._is_ours(key)):
             return await self._tenant_of_key(request, key)
         is_trusted = self._access.trusts_tenant_header and _is_in(_peer(request), self._access.trusted_cidrs)
         if not self._is_open and not is_trusted:
@@ -86,7 +86,9 @@ class Gate:
         self._check_address(request)
         if self._is_open:
             return
-        key = _key_of(request)
+        if not self._admin_digests:
+            raise AuthenticationError("/admin is closed: NEXA_ADMIN_KEY is not set.")
+        key = _key_of(request, is_strict=True)
         if key is None:
             raise AuthenticationError("The admin key is needed: send it as Authorization: Bearer.")
         if keys.matches(key, self._admin_digests):
@@ -107,7 +109,10 @@ class Gate:
         if named not in (None, tenant_id):
             assert named is not None
             raise TenantMismatchError(named)
-        tenant = await self._tenancy.directory.resolve(tenant_id)
+        try:
+            tenant = await self._tenancy.directory.resolve(tenant_id, is_claim=True)
+        except TenantUnknownError:  # whoever guesses must not learn who is a tenant here
+            raise AuthenticationError("This key is not known here.") from None
         if not keys.matches(key, tenant.limits.key_digests):
             raise AuthenticationError("This key is not known here.")
         return tenant
@@ -120,7 +125,14 @@ class Gate:
             raise InvalidTenantIdError("X-Tenant-Id must name a tenant.", param="X-Tenant-Id")
         return await self._tenancy.directory.resolve(tenant_id)
 
+    def _is_ours(self, key: str) -> bool:
+        """Whether a key has the form of a tenant's that can be one here."""
+        tenant_id = keys.tenant_of(key)
+        return tenant_id is not None and (self._tenancy.is_multi or tenant_id == self._tenancy.default_id)
+
     def _check_address(self, request: Request) -> None:
+        if self._is_open and not _is_loopback_name(request.url.hostname or ""):
+            raise AddressDeniedError("a web page of another name")
         allowed = self._access.ip_allowlist
         if not allowed:
             return
@@ -138,14 +150,18 @@ def _has_server_key(access: AccessSettings) -> bool:
     return bool(access.api_key or access.api_key_sha256 or access.admin_key or access.admin_key_sha256)
 
 
-def _key_of(request: Request) -> str | None:
-    """The key that came with a request, from either header. Raises ``AuthenticationError``."""
+def _key_of(request: Request, *, is_strict: bool) -> str | None:
+    """The key that came with a request, from either header.
+
+    Raises ``AuthenticationError`` for an ``Authorization`` of another form, if ``is_strict``.
+    """
     authorization = request.headers.get("authorization", "")
     if authorization:
         scheme, _, key = authorization.partition(" ")
-        if scheme.lower() != "bearer" or not key.strip():
+        if scheme.lower() == "bearer" and key.strip():
+            return key.strip()
+        if is_strict:
             raise AuthenticationError("Authorization must be Bearer and a key.")
-        return key.strip()
     return request.headers.get("x-api-key") or None
 
 
@@ -174,6 +190,11 @@ def _client(request: Request, proxies: Networks) -> Address | None:
 
 
 def _address(text: str) -> Address | None:
+    """An address as proxies write it: alone, in brackets, or with a port."""
+    if text.startswith("["):
+        text = text[1:].partition("]")[0]
+    elif text.count(":") == 1:
+        text = text.partition(":")[0]
     try:
         address = ip_address(text)
     except ValueError:
@@ -184,6 +205,13 @@ def _address(text: str) -> Address | None:
 
 def _is_in(address: Address | None, networks: Networks) -> bool:
     return address is not None and any(address in network for network in networks)
+
+
+def _is_loopback_name(host: str) -> bool:
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    address = _address(host)
+    return address is not None and address.is_loopback
 
 
 def _is_loopback(host: str) -> bool:

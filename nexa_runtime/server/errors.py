@@ -19,6 +19,8 @@ _STATUS: Mapping[type[errors.NexaError], int] = {
     errors.AccessError: 403,
     errors.ModelNotFoundError: 404,
     errors.BodyTimeoutError: 408,
+    errors.NotFoundError: 404,
+    errors.ModelInUseError: 409,
     errors.BodyTooLargeError: 413,
     errors.ClientDisconnectedError: 499,
     errors.TenantLimitError: 429,
@@ -86,8 +88,9 @@ def json_response(
 def _retry_headers(error: Exception) -> dict[str, str]:
     if not isinstance(error, (errors.TenantLimitError, errors.BoxBusyError, errors.TenantConfigError)):
         return {}
-    seconds = min(max(error.retry_after_s, 1.0), _MAX_RETRY_AFTER_S)
-    return {"retry-after": str(math.ceil(seconds)), "retry-after-ms": str(math.ceil(seconds * 1e3))}
+    seconds = min(error.retry_after_s, _MAX_RETRY_AFTER_S)
+    whole, milliseconds = max(math.ceil(seconds), 1), max(math.ceil(seconds * 1e3), 1)
+    return {"retry-after": str(whole), "retry-after-ms": str(milliseconds)}
 
 
 def _body(message: str, status: int, param: str | None, code: str) -> dict[str, object]:

@@ -8,9 +8,11 @@ from starlette.requests import Request
 
 from nexa_runtime.config import ServerSettings
 from nexa_runtime.server.auth import Gate
+from nexa_runtime.server.body import read_json_object
 from nexa_runtime.serving.dispatcher import Dispatcher
 from nexa_runtime.serving.embedding import EmbeddingService
 from nexa_runtime.serving.generation import GenerationService
+from nexa_runtime.serving.pulling import Puller
 from nexa_runtime.telemetry import bind_tenant
 from nexa_runtime.tenancy.admission import RateState
 from nexa_runtime.tenancy.setup import Tenancy
@@ -26,6 +28,7 @@ class Services:
     dispatcher: Dispatcher
     generation: GenerationService
     embedding: EmbeddingService
+    puller: Puller
     settings: ServerSettings
 
 
@@ -50,6 +53,20 @@ async def tenant_of(request: Request) -> Tenant:
     admission = services(request).dispatcher.admission
     request.state.answer_headers = lambda: _rate_headers(admission.rates(tenant))
     return tenant
+
+
+async def tenant_and_body(request: Request) -> tuple[Tenant, dict[str, object]]:
+    """Who asks, and what: nobody's body is read before they are known, and their limits are those that hold
+    when it is there. Raises as ``tenant_of`` and ``read_json_object``.
+    """
+    tenant = await tenant_of(request)
+    body = await read_json_object(request, services(request).settings)
+    return await services(request).tenancy.directory.resolve(tenant.id), body
+
+
+def is_patient(request: Request) -> bool:
+    """Whether a client waits while its model is loaded; ``x-nexa-wait: 0`` says no."""
+    return request.headers.get("x-nexa-wait") != "0"
 
 
 def _rate_headers(rates: dict[str, RateState]) -> dict[str, str]:

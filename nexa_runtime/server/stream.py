@@ -28,6 +28,8 @@ ResultT = TypeVar("ResultT")
 
 WITHHOLD_S = 10.0
 KEEP_ALIVE_S = 10.0
+DONE = b"data: [DONE]\n\n"
+"""The last frame of a stream that is complete."""
 SEND_TIMEOUT_S = 60.0
 """A client that takes nothing for so long is gone."""
 
@@ -113,21 +115,22 @@ async def _events(generation: Generation, writer: Writer, *, wants_usage: bool) 
     try:
         for index in range(generation.num_choices):
             if (first := writer.first_chunk(index)) is not None:
-                yield _frame(first)
+                yield frame(first)
         async for batch in generation.deltas():
             for delta in batch:
                 if delta.text:
-                    yield _frame(writer.chunk(delta.index, delta.text))
+                    yield frame(writer.chunk(delta.index, delta.text))
                 if delta.finish_reason is not None:
-                    yield _frame(writer.last_chunk(delta.index, delta.finish_reason))
+                    yield frame(writer.last_chunk(delta.index, delta.finish_reason))
         if wants_usage:
-            yield _frame(writer.usage_chunk(generation.usage))
-        yield b"data: [DONE]\n\n"
+            yield frame(writer.usage_chunk(generation.usage))
+        yield DONE
     except NexaError as error:
-        yield _frame(error_body(error))
+        yield frame(error_body(error))
 
 
-def _frame(content: Mapping[str, object]) -> bytes:
+def frame(content: Mapping[str, object]) -> bytes:
+    """One event of a stream."""
     return b"data: " + orjson.dumps(content) + b"\n\n"
 
 

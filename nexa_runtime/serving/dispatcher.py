@@ -7,18 +7,21 @@ nobody is let in once it stops. Lives on one event loop. ``generation`` and ``em
 
 import asyncio
 from collections.abc import Callable
+from itertools import count
 from typing import TypeVar
 
 import anyio
 from anyio.to_thread import run_sync
 
 from nexa_runtime.config import ServingSettings
-from nexa_runtime.engine.engine import News
+from nexa_runtime.engine.engine import Engine
 from nexa_runtime.engine.generation_lane import Delta, GenerationRequest
+from nexa_runtime.engine.model_engine import News
 from nexa_runtime.engine.sequence import TenantShare, Tokens
 from nexa_runtime.errors import ModelNotAllowedError, ShuttingDownError
 from nexa_runtime.llama import SamplingParams
-from nexa_runtime.serving.pool import Kind, LoadedModel, ModelPool
+from nexa_runtime.serving.loaded import Kind, LoadedModel
+from nexa_runtime.serving.pool import ModelLease, ModelPool
 from nexa_runtime.serving.tenants import PUBLIC_TENANT_ID, is_allowed, share_of
 from nexa_runtime.telemetry import get_logger
 from nexa_runtime.tenancy.admission import Admission, Ticket
@@ -34,10 +37,14 @@ _NUM_PROMPT_THREADS = 4
 class Dispatcher:
     """``start`` before the first request, ``stop`` and ``close`` after the last."""
 
-    def __init__(self, pool: ModelPool, settings: ServingSettings) -> None:
+    def __init__(self, pool: ModelPool, settings: ServingSettings, *, slots: int) -> None:
+        """``slots``: what a model has, for the bounds of the queues."""
         self.pool = pool
         self.settings = settings
         self.admission = Admission(max_queue=settings.max_queue)
+        self._slots = slots
+        self._engine: Engine | None = None
+        self._keys = count(1)
         self._receivers: dict[int, Callable[[News], None]] = {}
         self._unready: set[int] = set()
         """Keys of public prefixes that are still computed."""
@@ -46,10 +53,19 @@ class Dispatcher:
 
     @property
     def is_ready(self) -> bool:
-        """Whether requests are taken."""
-        if self._is_stopping or self._unready:
-            return False
-        return all(model.engine.is_alive for model in self.pool.models())
+        """Whether requests are taken and the default model answers."""
+        return self.unready_reason is None
+
+    @property
+    def unready_reason(self) -> str | None:
+        """Why not, in one sentence."""
+        if self._is_stopping or self._engine is None or not self._engine.is_alive:
+            return "The engine does not run."
+        if self.pool.library.default is None:
+            return self.pool.library.missing_reason()
+        if self.pool.default is None or self._unready:
+            return "The default model is being prepared."
+        return None
 
     @property
     def num_open(self) -> int:
@@ -63,21 +79,22 @@ class Dispatcher:
         def publish(news: list[News]) -> None:
             loop.call_soon_threadsafe(self._dispatch, news)
 
-        for model in self.pool.models():
-            model.engine.start(publish)
-            for prefix in model.public_prefixes:
-                self._compute_public(model, prefix)
+        self._engine = Engine(publish)
+        self._engine.start()
+        self.pool.on_load(self._on_load)
+        self.pool.start(self._engine)
 
     async def stop(self) -> None:
         """End every request with ``ShuttingDownError`` and take no more. A second call does nothing."""
         self._is_stopping = True
-        await run_sync(self.pool.stop)
+        if self._engine is not None:
+            await run_sync(self._engine.stop)
 
     async def close(self) -> None:
         """After ``stop``: free the models, once no worker thread uses them any more."""
         for _ in range(_NUM_PROMPT_THREADS):
             await self._threads.acquire_on_behalf_of(object())
-        await run_sync(self.pool.close)
+        await self.pool.close()
 
     def admit(self, tenant: Tenant, count: int) -> Ticket:
         """Let a request of ``count`` sequences in, or raise what ``Admission.admit`` does.
@@ -86,28 +103,32 @@ class Dispatcher:
         """
         if self._is_stopping:
             raise ShuttingDownError
-        return self.admission.admit(tenant, slots=self.pool.default.slots, count=count)
+        return self.admission.admit(tenant, slots=self._slots, count=count)
 
-    def resolve(self, tenant: Tenant, name: str | None, kind: Kind) -> tuple[LoadedModel, str]:
-        """The model that a request gets, and the name it is called by: the client's, the tenant's, or the
-        default's.
+    async def lease(
+        self, tenant: Tenant, name: str | None, kind: Kind, *, is_patient: bool = True
+    ) -> ModelLease:
+        """The model that a request gets: the client's, the tenant's, or the default.
 
-        Raises ``ModelNotFoundError``, ``ModelKindError``, ``ModelNotAllowedError``.
+        Raises ``ModelNotAllowedError``, and as ``ModelPool.lease``.
         """
         wanted = name or tenant.limits.model_id
-        model = self.pool.resolve(wanted, kind)
-        if not is_allowed(tenant, model):
-            raise ModelNotAllowedError(wanted or model.id)
-        return model, wanted or model.id
+        if not is_allowed(tenant, self.pool.find(wanted).names):
+            raise ModelNotAllowedError(wanted or self.pool.library.default_name)
+        return await self.pool.lease(wanted, kind, is_patient=is_patient)
 
     def update_tenant(self, tenant: Tenant) -> None:
         """New limits hold from the next step on."""
         for model in self.pool.models():
             model.engine.update_share(share_of(tenant, model))
 
+    def _on_load(self, model: LoadedModel) -> None:
+        for prefix in model.public_prefixes:
+            self._compute_public(model, prefix)
+
     def _compute_public(self, model: LoadedModel, prefix: Tokens) -> None:
         """Compute a public prefix once; the engine keeps it."""
-        key = model.engine.new_key()
+        key = self.new_key()
         self._unready.add(key)
 
         def take(news: News) -> None:
@@ -124,6 +145,10 @@ class Dispatcher:
             prefix, 1, greedy, TenantShare(PUBLIC_TENANT_ID), PUBLIC_TENANT_ID, is_public=True
         )
         model.engine.submit(key, request)
+
+    def new_key(self) -> int:
+        """A key for ``ModelEngine.submit``: taken first, so that the receiver knows it before any news."""
+        return next(self._keys)
 
     async def prepare(self, function: Callable[[], ResultT]) -> ResultT:
         """Run what renders and tokenizes in a worker thread."""

@@ -12,11 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from nexa_runtime.engine.embedder import Embedded, EmbeddingRequest
-from nexa_runtime.engine.engine import News
+from nexa_runtime.engine.model_engine import News
 from nexa_runtime.errors import InputTooLongError, InvalidRequestError, RequestTimeoutError
 from nexa_runtime.llama import Vocab, normalised
 from nexa_runtime.serving.dispatcher import Dispatcher
-from nexa_runtime.serving.pool import Kind, LoadedModel
+from nexa_runtime.serving.loaded import Kind, LoadedModel
 from nexa_runtime.serving.prompts import Prompt, Tokens, check_size, prompt_tokens
 from nexa_runtime.serving.tenants import share_of
 from nexa_runtime.telemetry import get_logger
@@ -41,7 +41,13 @@ class EmbeddingService:
         self._dispatcher = dispatcher
 
     async def embed(
-        self, tenant: Tenant, inputs: Sequence[Prompt], *, model_name: str | None, dimensions: int | None
+        self,
+        tenant: Tenant,
+        inputs: Sequence[Prompt],
+        *,
+        model_name: str | None,
+        dimensions: int | None,
+        is_patient: bool = True,
     ) -> Embeddings:
         """The vectors of ``inputs``, cut to ``dimensions`` and scaled to length 1 again.
 
@@ -50,8 +56,10 @@ class EmbeddingService:
         """
         ticket = self._dispatcher.admit(tenant, 1)
         num_used = 0
+        lease = None
         try:
-            model, name = self._dispatcher.resolve(tenant, model_name, Kind.EMBEDDING)
+            lease = await self._dispatcher.lease(tenant, model_name, Kind.EMBEDDING, is_patient=is_patient)
+            model = lease.model
             size = model.model.embedding_size
             if dimensions is not None and dimensions > size:
                 raise InvalidRequestError(f"dimensions: this model has {size}.", param="dimensions")
@@ -64,14 +72,17 @@ class EmbeddingService:
             vectors = await self._run(model, EmbeddingRequest(tuple(tokens), share_of(tenant, model)))
             num_used = num_tokens
         finally:
+            if lease is not None:
+                lease.release()
             ticket.settle(prompt_tokens=num_used)
+        name = lease.name
         _log.info("embedding", tenant=tenant.id, model=name, inputs=len(inputs), prompt_tokens=num_tokens)
         if dimensions is not None:
             vectors = normalised(vectors[:, :dimensions])
         return Embeddings(name, vectors, num_tokens)
 
     async def _run(self, model: LoadedModel, request: EmbeddingRequest) -> npt.NDArray[np.float32]:
-        key = model.engine.new_key()
+        key = self._dispatcher.new_key()
         done: asyncio.Future[Embedded] = asyncio.get_running_loop().create_future()
 
         def take(news: News) -> None:

@@ -15,13 +15,14 @@ from dataclasses import dataclass, field, replace
 import anyio
 
 from nexa_runtime.chat.messages import Message
-from nexa_runtime.engine.engine import News
 from nexa_runtime.engine.generation_lane import Delta, GenerationRequest
+from nexa_runtime.engine.model_engine import News
 from nexa_runtime.engine.sequence import FinishReason
 from nexa_runtime.errors import NexaError, RequestTimeoutError
 from nexa_runtime.llama import SamplingParams
 from nexa_runtime.serving.dispatcher import Dispatcher
-from nexa_runtime.serving.pool import Kind, LoadedModel
+from nexa_runtime.serving.loaded import Kind, LoadedModel
+from nexa_runtime.serving.pool import ModelLease
 from nexa_runtime.serving.prompts import (
     Prompt,
     Tokens,
@@ -97,31 +98,39 @@ class _Inbox:
 
 
 class Generation:
-    """One request that runs: a choice per prompt. ``close`` ends it, however far it is; call it always."""
+    """One request that runs: a choice per prompt. ``close`` ends it, however far it is; call it always.
+
+    What it holds (its place, its lease) is given back when the engine has ended its sequences: at once, or a
+    step later.
+    """
 
     def __init__(
         self,
         dispatcher: Dispatcher,
         *,
-        model: LoadedModel,
-        model_name: str,
+        lease: ModelLease,
         ticket: Ticket,
         prompt_tokens: Sequence[int],
         clamped_max_tokens: int | None,
     ) -> None:
         self._dispatcher = dispatcher
         self._ticket = ticket
-        self.model = model
-        self.model_name = model_name
+        self._lease = lease
+        self.model = lease.model
+        self.model_name = lease.name
         """The name that the client used, or the model's id."""
         self.clamped_max_tokens = clamped_max_tokens
         """What ``max_tokens`` was lowered to, for the choice with least room, if it was."""
         self.usage = Usage(prompt_tokens=sum(prompt_tokens))
         self.num_choices = len(prompt_tokens)
-        self.keys = [model.engine.new_key() for _ in prompt_tokens]
+        self.keys = [dispatcher.new_key() for _ in prompt_tokens]
         self._index = {key: index for index, key in enumerate(self.keys)}
         self._num_new = [0] * self.num_choices
-        self._num_open = self.num_choices
+        self._num_open = 0
+        """Sequences that the engine has and has not ended."""
+        self._num_done_tokens = 0
+        self._has_ended = False
+        """Whether all of it ended before it was closed."""
         self._inbox = _Inbox()
         self._is_closed = False
         self._timer: asyncio.TimerHandle | None = None
@@ -163,14 +172,21 @@ class Generation:
         if self._is_closed:
             return
         self._is_closed = True
+        self._has_ended = not self._num_open
         if self._timer is not None:
             self._timer.cancel()
         self._abort()
+        if not self._num_open:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Every sequence has ended: give back what the request held, and account for what it used."""
         for key in self.keys:
             self._dispatcher.disconnect(key)
         usage = self.usage
+        self._lease.release()
         self._ticket.settle(
-            prompt_tokens=usage.prompt_tokens,
+            prompt_tokens=self._num_done_tokens,
             cached_tokens=usage.cached_tokens,
             completion_tokens=usage.completion_tokens,
         )
@@ -195,6 +211,7 @@ class Generation:
         for key, request in zip(self.keys, requests, strict=True):
             self._dispatcher.connect(key, self._take)
             self.model.engine.submit(key, request)
+            self._num_open += 1
 
     def _take(self, delta: News) -> None:
         assert isinstance(delta, Delta)
@@ -205,8 +222,13 @@ class Generation:
             self._first_text_s = time.monotonic() - self._opened_at
         if delta.finish_reason is not None:
             self._num_open -= 1
+            self._num_done_tokens += delta.num_done_tokens
             self._queue_s = max(self._queue_s or 0.0, delta.queue_s)
             self.usage.cached_tokens += delta.num_cached_tokens
+        if self._is_closed:
+            if not self._num_open:
+                self._settle()
+            return
         if self._inbox.error is not None:
             return
         if delta.error is not None:
@@ -220,7 +242,7 @@ class Generation:
         """For the log: complete, the code of what ended it, or that nobody waited for its end."""
         if self._inbox.error is not None:
             return getattr(self._inbox.error, "code", NexaError.code)
-        return "abandoned" if self._num_open else "complete"
+        return "complete" if self._has_ended else "abandoned"
 
     def _abort(self) -> None:
         if self._num_open:
@@ -235,65 +257,81 @@ class GenerationService:
         self._dispatcher = dispatcher
 
     async def open_chat(
-        self, tenant: Tenant, messages: Sequence[Message], options: GenerationOptions
+        self,
+        tenant: Tenant,
+        messages: Sequence[Message],
+        options: GenerationOptions,
+        *,
+        is_patient: bool = True,
     ) -> Generation:
-        """Start the answer to a conversation.
+        """Start the answer to a conversation. ``is_patient``: wait while the model is loaded.
 
         Raises ``RequestError``, ``TenantLimitError``, ``BoxBusyError``.
         """
+
+        def tokenize(model: LoadedModel, max_tokens: int) -> list[Tokens]:
+            vocab = model.model.vocab
+            prompt = model.template.render(messages)
+            check_size(vocab, prompt.text, max_tokens=max_tokens, param="messages")
+            return [with_bos(vocab, vocab.tokenize_guarded(prompt.text, prompt.guard))]
+
         ticket = self._dispatcher.admit(tenant, 1)
         with _settled_on_error(ticket):
-            model, name = self._dispatcher.resolve(tenant, options.model, Kind.CHAT)
-            vocab, max_tokens = model.model.vocab, max_sequence_tokens(tenant, model)
+            lease = await self._dispatcher.lease(tenant, options.model, Kind.CHAT, is_patient=is_patient)
             _log_prompt(tenant, [message.content or "" for message in messages])
-
-            def tokenize() -> list[Tokens]:
-                prompt = model.template.render(messages)
-                check_size(vocab, prompt.text, max_tokens=max_tokens, param="messages")
-                return [with_bos(vocab, vocab.tokenize_guarded(prompt.text, prompt.guard))]
-
-            return await self._start(ticket, model, name, tokenize, options, param="messages")
+            return await self._start(ticket, lease, tokenize, options, param="messages")
 
     async def open_completion(
-        self, tenant: Tenant, prompts: Sequence[Prompt], options: GenerationOptions
+        self,
+        tenant: Tenant,
+        prompts: Sequence[Prompt],
+        options: GenerationOptions,
+        *,
+        is_patient: bool = True,
     ) -> Generation:
-        """Start the continuation of one or more prompts, a choice each. Raises as ``open_chat``.
+        """Start the continuation of one or more prompts, a choice each. As ``open_chat``.
 
         A text prompt is the client's own template: control tokens that it spells out are control tokens.
         """
+
+        def tokenize(model: LoadedModel, max_tokens: int) -> list[Tokens]:
+            vocab = model.model.vocab
+            for prompt in prompts:
+                if isinstance(prompt, str):
+                    check_size(vocab, prompt, max_tokens=max_tokens, param="prompt")
+            return [prompt_tokens(vocab, prompt, param="prompt") for prompt in prompts]
+
         ticket = self._dispatcher.admit(tenant, len(prompts))
         with _settled_on_error(ticket):
-            model, name = self._dispatcher.resolve(tenant, options.model, Kind.COMPLETION)
-            vocab, max_tokens = model.model.vocab, max_sequence_tokens(tenant, model)
+            lease = await self._dispatcher.lease(
+                tenant, options.model, Kind.COMPLETION, is_patient=is_patient
+            )
             _log_prompt(tenant, [prompt for prompt in prompts if isinstance(prompt, str)])
-
-            def tokenize() -> list[Tokens]:
-                for prompt in prompts:
-                    if isinstance(prompt, str):
-                        check_size(vocab, prompt, max_tokens=max_tokens, param="prompt")
-                return [prompt_tokens(vocab, prompt, param="prompt") for prompt in prompts]
-
-            return await self._start(ticket, model, name, tokenize, options, param="prompt")
+            return await self._start(ticket, lease, tokenize, options, param="prompt")
 
     async def _start(
         self,
         ticket: Ticket,
-        model: LoadedModel,
-        model_name: str,
-        tokenize: Callable[[], list[Tokens]],
+        lease: ModelLease,
+        tokenize: Callable[[LoadedModel, int], list[Tokens]],
         options: GenerationOptions,
         param: str,
     ) -> Generation:
-        check_bias(model.model.vocab, options.logit_bias)
-        prompts = await self._dispatcher.prepare(tokenize)
-        requests = [self._request(ticket.tenant, model, prompt, options, param) for prompt in prompts]
-        ticket.reserve(sum(len(one.prompt) + one.max_new_tokens for one in requests))
+        model, tenant = lease.model, ticket.tenant
+        try:
+            check_bias(model.model.vocab, options.logit_bias)
+            max_tokens = max_sequence_tokens(tenant, model)
+            prompts = await self._dispatcher.prepare(lambda: tokenize(model, max_tokens))
+            requests = [self._request(tenant, model, prompt, options, param) for prompt in prompts]
+            ticket.reserve(sum(len(one.prompt) + one.max_new_tokens for one in requests))
+        except BaseException:
+            lease.release()
+            raise
         shortest = min(request.max_new_tokens for request in requests)
         asked = options.max_tokens
         generation = Generation(
             self._dispatcher,
-            model=model,
-            model_name=model_name,
+            lease=lease,
             ticket=ticket,
             prompt_tokens=[len(prompt) for prompt in prompts],
             clamped_max_tokens=shortest if asked is not None and shortest < asked else None,

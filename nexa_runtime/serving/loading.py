@@ -9,15 +9,14 @@ import os
 import time
 from pathlib import Path
 
-import nexa_runtime
 from nexa_runtime.chat.template import CHATML, ChatTemplate, TemplateSyntaxError
-from nexa_runtime.config import EngineSettings, ModelSettings
+from nexa_runtime.config import EngineSettings, ModelSettings, Settings
 from nexa_runtime.engine.budget import MIN_PREFILL_TOKENS
 from nexa_runtime.engine.embedder import EmbeddingLane
-from nexa_runtime.engine.engine import Engine
 from nexa_runtime.engine.fair_queue import Accounts
 from nexa_runtime.engine.generation_lane import GenerationLane
 from nexa_runtime.engine.kv_cache import KvCache, Reuse
+from nexa_runtime.engine.model_engine import ModelEngine
 from nexa_runtime.engine.runner import Runner
 from nexa_runtime.engine.scheduler import Scheduler
 from nexa_runtime.engine.sequence import Tokens
@@ -30,15 +29,20 @@ from nexa_runtime.llama import (
     Model,
     SamplingParams,
 )
-from nexa_runtime.serving.pool import Kind, LoadedModel
+from nexa_runtime.serving.library import Library, ModelSource
+from nexa_runtime.serving.loaded import Kind, LoadedModel
+from nexa_runtime.serving.pool import ModelPool
+from nexa_runtime.serving.probe import Prober
 from nexa_runtime.serving.public_prefixes import read_public_prefixes
+from nexa_runtime.store.catalog import Catalog, EngineOptions
+from nexa_runtime.store.store import ModelStore, state_dir, store_root
 from nexa_runtime.telemetry import get_logger
-
-DEMO_NAME = "demo"
-DEMO_PATH = Path(nexa_runtime.__file__).parent / "data" / "nexa-demo.gguf"
 
 _MEMORY_SHARE = 0.5
 """Part of the free memory that the KV cache may take by default."""
+
+_BUDGET_SHARE = 0.8
+"""Part of the free memory that all models together may take by default."""
 
 _MIN_CELLS = 256
 _IDS_PER_SLOT = 2
@@ -49,31 +53,78 @@ _MAX_EMBEDDING_TOKENS = 2048
 _log = get_logger("serving.loading")
 
 
-def load_model(settings: ModelSettings, engine_settings: EngineSettings) -> LoadedModel:
-    """Load the model that the settings name. Blocks. Raises ``ModelFileError``."""
-    start = time.monotonic()
-    is_demo = settings.model_id == DEMO_NAME
-    path = DEMO_PATH if is_demo else Path(os.path.expanduser(settings.model_id))
-    model = Model.load(path, gpu_layers=settings.gpu_layers)
-    names = tuple(dict.fromkeys([DEMO_NAME if is_demo else path.stem, *settings.served_names]))
-    try:
-        loaded = _make_loaded(model, names, engine_settings)
-    except BaseException:
-        model.close()
-        raise
-    _log.info(
-        "model_loaded",
-        model=loaded.id,
-        description=model.description,
-        parameters=model.num_parameters,
-        kinds=sorted(kind.value for kind in loaded.kinds),
-        slots=loaded.slots,
-        kv_cells=loaded.num_cells,
-        max_sequence_tokens=loaded.max_sequence_tokens,
-        threads=_num_threads(engine_settings),
-        seconds=round(time.monotonic() - start, 3),
-    )
-    return loaded
+class Loader:
+    """Loads models with the settings of this box. One account per tenant over all of them."""
+
+    def __init__(self, settings: ModelSettings, engine_settings: EngineSettings, prober: Prober) -> None:
+        self._settings = settings
+        self._prober = prober
+        self._engine_settings = engine_settings
+        self._accounts = Accounts()
+
+    def __call__(self, source: ModelSource, free_bytes: int) -> LoadedModel:
+        """Load a source with ``free_bytes`` to spare. Blocks.
+
+        Raises ``ModelFileError``, and ``ConfigError`` where the settings do not fit the model.
+        """
+        start = time.monotonic()
+        if source.digest is not None:
+            self._prober.check(source.paths, source.digest)
+        options = _options(source)
+        if options.lora:
+            raise ConfigError(f"The catalog gives {source.id} LoRA adapters; they are not supported yet.")
+        given = {
+            "slots": options.slots,
+            "kv": options.kv,
+            "ctx_size": source.spec.context if source.spec is not None else None,
+        }
+        settings = self._engine_settings.model_copy(
+            update={name: value for name, value in given.items() if value is not None}
+        )
+        gpu_layers = self._settings.gpu_layers if options.gpu_layers is None else options.gpu_layers
+        model = Model.load(*source.paths, gpu_layers=gpu_layers)
+        try:
+            loaded = _make_loaded(model, source, settings, self._accounts, free_bytes)
+        except BaseException:
+            model.close()
+            raise
+        _log.info(
+            "model_loaded",
+            model=loaded.id,
+            description=model.description,
+            parameters=model.num_parameters,
+            kinds=sorted(kind.value for kind in loaded.kinds),
+            slots=loaded.slots,
+            kv_cells=loaded.num_cells,
+            max_sequence_tokens=loaded.max_sequence_tokens,
+            threads=_num_threads(settings),
+            seconds=round(time.monotonic() - start, 3),
+        )
+        return loaded
+
+
+def open_pool(settings: Settings) -> ModelPool:
+    """A pool over the store, with the default model loaded if it is there. Blocks.
+
+    Raises ``ModelFileError`` and ``ConfigError``.
+    """
+    store = ModelStore(store_root(settings.store), state_dir(settings.store))
+    catalog_file = settings.store.catalog_file
+    catalog = Catalog.load(Path(catalog_file).expanduser() if catalog_file else None)
+    library = Library(settings.model, settings.pool, store, catalog)
+    budget_bytes = settings.pool.memory_budget or int(available_memory_bytes() * _BUDGET_SHARE)
+    load = Loader(settings.model, settings.engine, Prober(state_dir(settings.store)))
+    pool = ModelPool(library, load, settings.pool, budget_bytes=budget_bytes)
+    source = library.default
+    if source is not None:
+        pool.adopt(source, load(source, budget_bytes))
+    else:
+        _log.warning("default_model_missing", reason=library.missing_reason())
+    return pool
+
+
+def _options(source: ModelSource) -> EngineOptions:
+    return source.spec.engine if source.spec is not None else EngineOptions()
 
 
 def plan_cells(model: Model, settings: EngineSettings, *, available_bytes: int) -> int:
@@ -135,11 +186,12 @@ def _number_after(path: str, word: str) -> int | None:
     return next((int(field[1]) for field in fields if field[:1] == [word]), None)
 
 
-def _make_loaded(model: Model, names: tuple[str, ...], settings: EngineSettings) -> LoadedModel:
-    accounts = Accounts()
+def _make_loaded(
+    model: Model, source: ModelSource, settings: EngineSettings, accounts: Accounts, free_bytes: int
+) -> LoadedModel:
     if model.is_encoder and model.is_reranker:
         raise ModelFileError(model.path, "it is a reranker, and those are not served yet")
-    context = None if model.is_encoder else _make_context(model, settings)
+    context = None if model.is_encoder else _make_context(model, settings, free_bytes, _options(source))
     max_embedding_tokens = model.context_tokens
     if context is not None:
         max_embedding_tokens = min(max_embedding_tokens, _MAX_EMBEDDING_TOKENS)
@@ -149,19 +201,19 @@ def _make_loaded(model: Model, names: tuple[str, ...], settings: EngineSettings)
         step_tokens=min(settings.step_tokens, max_embedding_tokens),
     )
     generation = None if context is None else _make_lane(model, context, accounts, settings)
-    template = _make_template(model)
+    template = _make_template(model, _options(source).chat_template)
     public_prefixes = _public_prefixes(model, context, template, settings)
     max_sequence_tokens = 0
     if context is not None:
         shared = context.num_sequence_cells - sum(map(len, public_prefixes))
         max_sequence_tokens = min(model.context_tokens, shared)
     return LoadedModel(
-        names=names,
+        names=source.names,
         kinds=_kinds(model),
-        created=int(model.path.stat().st_mtime),
+        created=source.created,
         model=model,
         context=context,
-        engine=Engine(generation=generation, embedding=embedding),
+        engine=ModelEngine(generation=generation, embedding=embedding),
         template=template,
         sampling=_default_sampling(model),
         slots=settings.slots,
@@ -186,9 +238,9 @@ def _public_prefixes(
     return prefixes
 
 
-def _make_context(model: Model, settings: EngineSettings) -> Context:
+def _make_context(model: Model, settings: EngineSettings, free_bytes: int, options: EngineOptions) -> Context:
     """A context with as many cells as planned; on a GPU that has less memory, half of them, and so on."""
-    num_cells = plan_cells(model, settings, available_bytes=available_memory_bytes())
+    num_cells = plan_cells(model, settings, available_bytes=min(available_memory_bytes(), free_bytes))
     is_unified = settings.kv == "unified"
     num_ids = min(_IDS_PER_SLOT * settings.slots, MAX_SEQUENCE_IDS) if is_unified else settings.slots
     if not is_unified:
@@ -201,6 +253,8 @@ def _make_context(model: Model, settings: EngineSettings) -> Context:
             max_outputs=num_ids,
             num_threads=_num_threads(settings),
             is_unified=is_unified,
+            kv_type_k=options.kv_type_k or "f16",
+            kv_type_v=options.kv_type_v or "f16",
         )
         try:
             return Context(model, params)
@@ -248,9 +302,9 @@ def _make_lane(
     return GenerationLane(runner=Runner(context), scheduler=scheduler, vocab=model.vocab)
 
 
-def _make_template(model: Model) -> ChatTemplate:
+def _make_template(model: Model, override: str | None) -> ChatTemplate:
     vocab = model.vocab
-    source = model.chat_template
+    source = override or model.chat_template
     if source is None:
         _log.warning("no_chat_template", model=model.name, using="ChatML")
     texts = [

@@ -1,111 +1,352 @@
-"""The models that are loaded, by the names they are served under.
+"""The models that are loaded: on demand, as many as memory allows, and out again when nobody asks.
 
-One model for now. It never loads and never sees requests; ``generation`` and ``embedding`` resolve names
-here, ``server`` and ``cli`` stop it.
+Owns which models are in memory and who uses them (leases). Lives on the event loop; loading and freeing run
+in worker threads, one at a time. ``library`` knows what could be loaded, ``loading`` how. ``dispatcher``
+leases models here, ``server/routes`` and ``cli`` load and unload them.
+
+A model that is used is never unloaded, nor is a pinned one; of the others the one that was used least
+recently goes first. When all are busy and a further one is wanted, the one that has been loaded longest is
+*drained*: requests that come for it wait until it is loaded again, so that no model keeps the others out for
+ever.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from enum import Enum
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
-from nexa_runtime.chat.template import ChatTemplate
+import anyio
+from anyio.to_thread import run_sync
+
+from nexa_runtime.config import PoolSettings
 from nexa_runtime.engine.engine import Engine
-from nexa_runtime.engine.sequence import Tokens
-from nexa_runtime.errors import ModelKindError, ModelNotFoundError
-from nexa_runtime.llama import Context, Model, SamplingParams
+from nexa_runtime.errors import (
+    ModelInUseError,
+    ModelKindError,
+    ModelLoadFailedError,
+    ModelLoadingError,
+    ModelMemoryError,
+    ModelNotFoundError,
+    NexaError,
+    OverloadedError,
+)
+from nexa_runtime.serving.library import Library, ModelSource
+from nexa_runtime.serving.loaded import Kind, LoadedModel
 from nexa_runtime.telemetry import get_logger
+
+MAX_WAITING = 256
+"""Requests that may wait for models to be loaded."""
+DRAIN_AFTER_S = 10.0
+"""A busy model stays at least this long before it is drained for another."""
+FAILED_S = 30.0
+"""A model that could not be loaded is not tried again for so long."""
+_IDLE_CHECK_S = 1.0
 
 _log = get_logger("serving.pool")
 
-
-class Kind(Enum):
-    """What a model can be asked for."""
-
-    CHAT = "chat"
-    COMPLETION = "completion"
-    EMBEDDING = "embedding"
+Load = Callable[[ModelSource, int], LoadedModel]
+"""Loads a source with so many bytes to spare. Blocks."""
 
 
-@dataclass(frozen=True, slots=True)
-class LoadedModel:
-    """A model that answers. ``names``: all that it is served under, the id first.
+@dataclass(slots=True)
+class _Entry:
+    """One model and who wants it. ``num_leases``: requests that use it; ``num_waiting``: that wait for it."""
 
-    ``context``: None for a model that only embeds. ``max_sequence_tokens``: prompt and answer of one
-    sequence. ``max_embedding_tokens``: one input to embed. ``sampling``: what holds where a client is silent.
-    ``public_prefixes``: what every tenant may share.
-    """
-
-    names: tuple[str, ...]
-    kinds: frozenset[Kind]
-    created: int
-    model: Model
-    context: Context | None
-    engine: Engine
-    template: ChatTemplate
-    sampling: SamplingParams
-    slots: int
-    max_sequence_tokens: int
-    max_embedding_tokens: int
-    public_prefixes: tuple[Tokens, ...] = ()
+    source: ModelSource
+    model: LoadedModel | None = None
+    num_leases: int = 0
+    num_waiting: int = 0
+    is_draining: bool = False
+    last_used: float = 0.0
+    loaded_at: float = 0.0
+    loading: asyncio.Task[LoadedModel] | None = None
+    load_s: float | None = None
+    failed_at: float | None = None
+    failure: str = ""
 
     @property
-    def id(self) -> str:
-        """The name in answers to requests that name none."""
-        return self.names[0]
+    def held_bytes(self) -> int:
+        """Memory of the loaded model: weights and cells as they are, buffers as they were estimated."""
+        return 0 if self.model is None else max(self.model.memory_bytes, self.source.estimate_bytes)
 
     @property
-    def num_cells(self) -> int:
-        """KV cells over all sequences."""
-        return 0 if self.context is None else self.context.num_cells
+    def state(self) -> str:
+        """``loaded``, ``loading``, ``failed`` or ``stored``."""
+        if self.model is not None:
+            return "loaded"
+        return "loading" if self.loading else "failed" if self.failed_at is not None else "stored"
 
-    def close(self) -> None:
-        """Stop the engine and free the memory. Blocks for a step at most."""
-        if not self.engine.stop():
-            # Freeing memory under a thread that still computes would crash, so the process's end does it.
-            _log.error("engine_did_not_stop", model=self.id)
-            return
-        if self.engine.embedding is not None:
-            self.engine.embedding.close()
-        if self.context is not None:
-            self.context.close()
-        self.model.close()
+
+@dataclass(slots=True)
+class ModelLease:
+    """A request's right to a loaded model: it stays until ``release``, which may be called twice."""
+
+    model: LoadedModel
+    name: str
+    _entry: _Entry
+    _on_release: Callable[[_Entry], None]
+    _is_released: bool = field(default=False)
+
+    def release(self) -> None:
+        """The request has ended."""
+        if not self._is_released:
+            self._is_released = True
+            self._on_release(self._entry)
 
 
 class ModelPool:
-    """Resolves names to loaded models."""
+    """``budget_bytes``: for weights and KV caches of all models together."""
 
-    def __init__(self, model: LoadedModel) -> None:
-        self._model = model
+    def __init__(self, library: Library, load: Load, settings: PoolSettings, *, budget_bytes: int) -> None:
+        self.library = library
+        self.budget_bytes = budget_bytes
+        self._load_model = load
+        self._settings = settings
+        self._entries: dict[str, _Entry] = {}
+        self._engine: Engine | None = None
+        self._changing = asyncio.Lock()
+        """Held while a model is loaded or unloaded: one at a time."""
+        self._released = asyncio.Event()
+        self._listeners: list[Callable[[LoadedModel], None]] = []
+        self._sweeper: asyncio.Task[None] | None = None
+
+    def adopt(self, source: ModelSource, model: LoadedModel) -> None:
+        """Take a model in that was loaded already, before ``start``."""
+        self._entries[source.id] = _Entry(source, model, last_used=time.monotonic())
+
+    def on_load(self, listener: Callable[[LoadedModel], None]) -> None:
+        """``listener`` is called with each model once it runs."""
+        self._listeners.append(listener)
+
+    def start(self, engine: Engine) -> None:
+        """Run loaded models on ``engine``, and load those that are to be there from the start."""
+        self._engine = engine
+        for entry in self._entries.values():
+            if entry.model is not None:
+                self._run(entry.model)
+        for source in self.library.sources():
+            entry = self._entry(source)
+            if source.is_preloaded and entry.model is None:
+                self._begin_loading(entry)
+        self._sweeper = asyncio.create_task(self._sweep())
+
+    async def close(self) -> None:
+        """Free every model. The engine has stopped, and nobody holds a lease any more."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        tasks = [entry.loading for entry in self._entries.values() if entry.loading is not None]
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for entry in self._entries.values():
+            if entry.model is not None:
+                await run_sync(entry.model.close)
+                entry.model = None
 
     @property
-    def default(self) -> LoadedModel:
-        """The model of a request that names none."""
-        return self._model
+    def default(self) -> LoadedModel | None:
+        """The model of a request that names none, if it is loaded."""
+        source = self.library.default
+        entry = self._entries.get(source.id) if source is not None else None
+        return entry.model if entry is not None else None
 
     def models(self) -> Sequence[LoadedModel]:
         """All that are loaded."""
-        return [self._model]
+        return [entry.model for entry in self._entries.values() if entry.model is not None]
 
-    def find(self, name: str) -> LoadedModel:
-        """The model of that name. Raises ``ModelNotFoundError``."""
-        if name in self._model.names:
-            return self._model
-        raise ModelNotFoundError(name, self._model.names)
+    def sources(self) -> Sequence[ModelSource]:
+        """All that could be asked for."""
+        return self.library.sources()
 
-    def resolve(self, name: str | None, kind: Kind) -> LoadedModel:
-        """The model of that name, the default if there is none; one that can do ``kind``.
+    def find(self, name: str | None) -> ModelSource:
+        """What goes by that name; the default for none. Raises ``ModelNotFoundError``."""
+        source = self.library.default if name is None else self.library.find(name)
+        if source is None:
+            served = [name for one in self.library.sources() for name in one.names]
+            raise ModelNotFoundError(name or self.library.default_name, served)
+        return source
 
-        Raises ``ModelNotFoundError`` and ``ModelKindError``.
+    async def lease(self, name: str | None, kind: Kind, *, is_patient: bool = True) -> ModelLease:
+        """The model of that name, loaded if need be. ``is_patient``: wait for that.
+
+        Raises ``ModelNotFoundError``, ``ModelKindError``, ``ModelLoadingError``, ``ModelLoadFailedError``,
+        ``ModelMemoryError``, ``OverloadedError``.
         """
-        model = self.find(name) if name else self._model
-        if kind not in model.kinds:
-            raise ModelKindError(name or model.id, kind.value)
+        source = self.find(name)
+        if source.kinds is not None and kind not in source.kinds:
+            raise ModelKindError(name or source.id, kind.value)
+        entry = self._entry(source)
+        while entry.model is None or entry.is_draining:
+            # Whoever was loaded may have gone again before this request had its turn.
+            await self._wait_loaded(entry, is_patient=is_patient)
+        if kind not in entry.model.kinds:
+            raise ModelKindError(name or source.id, kind.value)
+        entry.num_leases += 1
+        entry.last_used = time.monotonic()
+        return ModelLease(entry.model, name or source.id, entry, self._release)
+
+    async def load(self, name: str) -> None:
+        """Load a model now, for the owner of the box. Raises as ``lease``."""
+        entry = self._entry(self.find(name))
+        entry.failed_at = None
+        if entry.model is None:
+            await asyncio.shield(self._begin_loading(entry))
+
+    async def unload(self, name: str) -> None:
+        """Free a model now. Raises ``ModelNotFoundError``, and ``ModelInUseError`` while it is used."""
+        entry = self._entry(self.find(name))
+        async with self._changing:
+            if entry.num_leases:
+                raise ModelInUseError(
+                    f'The model "{entry.source.id}" is used by {entry.num_leases} requests.'
+                )
+            if entry.model is not None:
+                await self._unload(entry)
+
+    def describe(self) -> list[dict[str, object]]:
+        """Every model with its state, for the owner of the box."""
+        described: list[dict[str, object]] = []
+        for source in self.library.sources():
+            entry = self._entry(source)
+            model = entry.model
+            described.append(
+                {
+                    "name": source.id,
+                    "names": list(source.names),
+                    "id": source.digest,
+                    "state": entry.state,
+                    "size_bytes": entry.held_bytes if model is not None else source.size_bytes,
+                    "kv_cells": model.num_cells if model is not None else 0,
+                    "load_s": None if entry.load_s is None else round(entry.load_s, 3),
+                    "leases": entry.num_leases,
+                    "is_default": source is self.library.default,
+                    "failure": entry.failure or None,
+                }
+            )
+        return described
+
+    @property
+    def used_bytes(self) -> int:
+        """Memory of the loaded models, as planned."""
+        return sum(entry.held_bytes for entry in self._entries.values())
+
+    # Loading.
+
+    async def _wait_loaded(self, entry: _Entry, *, is_patient: bool) -> None:
+        name = entry.source.id
+        if entry.failed_at is not None:
+            left_s = entry.failed_at + FAILED_S - time.monotonic()
+            if left_s > 0:
+                raise ModelLoadFailedError(name, entry.failure, left_s)
+        task = self._begin_loading(entry)
+        if not is_patient:
+            raise ModelLoadingError(name, None, max(entry.load_s or 1.0, 1.0))
+        if sum(one.num_waiting for one in self._entries.values()) >= MAX_WAITING:
+            raise OverloadedError(MAX_WAITING, 5.0)
+        entry.num_waiting += 1
+        timeout_s = self._settings.load_timeout_s
+        try:
+            with anyio.fail_after(timeout_s):
+                await asyncio.shield(task)
+        except TimeoutError:
+            raise ModelLoadingError(name, timeout_s, 10.0) from None
+        finally:
+            entry.num_waiting -= 1
+
+    def _begin_loading(self, entry: _Entry) -> asyncio.Task[LoadedModel]:
+        """The one load of a model that is under way, begun now if there is none."""
+        if entry.loading is None:
+            task = asyncio.create_task(self._load(entry))
+            # Whoever waits raises what it raises; with nobody waiting it must not be "never retrieved".
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())
+            entry.loading = task
+        return entry.loading
+
+    async def _load(self, entry: _Entry) -> LoadedModel:
+        source = entry.source
+        start = time.monotonic()
+        try:
+            async with self._changing:
+                await self._make_room(entry)
+                free_bytes = self.budget_bytes - self.used_bytes
+                model = await run_sync(self._load_model, source, free_bytes)
+        except (ModelMemoryError, ModelLoadingError):
+            raise
+        except Exception as error:
+            entry.failed_at = time.monotonic()
+            entry.failure = str(error) if isinstance(error, NexaError) else type(error).__name__
+            _log.warning("model_load_failed", model=source.id, reason=entry.failure)
+            raise ModelLoadFailedError(source.id, entry.failure, FAILED_S) from error
+        finally:
+            entry.loading = None
+        entry.model, entry.failed_at, entry.failure = model, None, ""
+        entry.load_s = time.monotonic() - start
+        entry.last_used = entry.loaded_at = time.monotonic()
+        self._run(model)
         return model
 
-    def stop(self) -> None:
-        """Stop every engine; their requests end with ``ShuttingDownError``."""
-        self._model.engine.stop()
+    async def _make_room(self, wanted: _Entry) -> None:
+        """Unload idle models until ``wanted`` fits, and drain busy ones.
 
-    def close(self) -> None:
-        """Stop every engine and free the memory."""
-        self._model.close()
+        Raises ``ModelMemoryError`` when it never fits, ``ModelLoadingError`` when nobody waits any more.
+        """
+        source = wanted.source
+        needed = source.estimate_bytes
+        if wanted.model is not None:  # it was drained, and is wanted again
+            await self._unload(wanted)
+        while self.used_bytes + needed > self.budget_bytes:
+            loaded = [entry for entry in self._entries.values() if entry.model is not None]
+            movable = [entry for entry in loaded if not entry.source.is_pinned]
+            held = sum(entry.held_bytes for entry in loaded if entry not in movable)
+            if held + needed > self.budget_bytes:
+                raise ModelMemoryError(source.id, needed, self.budget_bytes - held)
+            idle = [entry for entry in movable if not entry.num_leases]
+            if idle:
+                await self._unload(min(idle, key=lambda entry: entry.last_used))
+                continue
+            if not wanted.num_waiting:
+                raise ModelLoadingError(source.id, None, 10.0)
+            oldest = min(movable, key=lambda entry: entry.loaded_at)
+            self._released.clear()
+            with anyio.move_on_after(max(oldest.loaded_at + DRAIN_AFTER_S - time.monotonic(), 0.05)):
+                await self._released.wait()
+            oldest.is_draining = time.monotonic() - oldest.loaded_at >= DRAIN_AFTER_S
+
+    async def _unload(self, entry: _Entry) -> None:
+        model, entry.model = entry.model, None
+        entry.is_draining = False
+        assert model is not None
+        await run_sync(model.close)
+        _log.info("model_unloaded", model=entry.source.id)
+
+    def _run(self, model: LoadedModel) -> None:
+        assert self._engine is not None
+        self._engine.attach(model.engine)
+        for listener in self._listeners:
+            listener(model)
+
+    def _release(self, entry: _Entry) -> None:
+        entry.num_leases -= 1
+        entry.last_used = time.monotonic()
+        if not entry.num_leases:
+            self._released.set()
+
+    def _entry(self, source: ModelSource) -> _Entry:
+        entry = self._entries.get(source.id)
+        if entry is None:
+            entry = self._entries[source.id] = _Entry(source)
+        elif entry.model is None and entry.loading is None:
+            entry.source = source  # it may have been pulled anew
+        return entry
+
+    async def _sweep(self) -> None:
+        """Unload what nobody has asked for in a while."""
+        while True:
+            await asyncio.sleep(_IDLE_CHECK_S)
+            now = time.monotonic()
+            for entry in list(self._entries.values()):
+                keep_s = entry.source.keep_alive_s
+                is_over = keep_s is not None and now - entry.last_used > keep_s
+                if entry.model is None or entry.num_leases or entry.source.is_pinned or not is_over:
+                    continue
+                async with self._changing:
+                    if entry.model is not None and not entry.num_leases:
+                        await self._unload(entry)

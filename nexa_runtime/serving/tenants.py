@@ -3,8 +3,10 @@
 Of a tenant only these travel down. ``generation``, ``embedding`` and ``dispatcher`` call it.
 """
 
+from collections.abc import Sequence
+
 from nexa_runtime.engine.sequence import TenantShare
-from nexa_runtime.serving.pool import LoadedModel
+from nexa_runtime.serving.loaded import LoadedModel
 from nexa_runtime.tenancy.tenant import Limits, Tenant
 
 LOCAL_TENANT = Tenant("local", Limits(), "default", "")
@@ -32,7 +34,7 @@ def share_of(tenant: Tenant, model: LoadedModel) -> TenantShare:
 
 def namespace_of(tenant: Tenant, model: LoadedModel) -> str:
     """Prefixes are shared inside it, and nowhere else."""
-    return f"{tenant.id}/{model.id}"
+    return f"{tenant.id}/{tenant.era}/{model.id}"
 
 
 def max_sequence_tokens(tenant: Tenant, model: LoadedModel) -> int:
@@ -40,7 +42,7 @@ def max_sequence_tokens(tenant: Tenant, model: LoadedModel) -> int:
     return min(model.max_sequence_tokens, tenant.limits.max_context_tokens or model.max_sequence_tokens)
 
 
-def is_allowed(tenant: Tenant, model: LoadedModel) -> bool:
-    """Whether a tenant may use a model, under any of its names."""
+def is_allowed(tenant: Tenant, names: Sequence[str]) -> bool:
+    """Whether a tenant may use a model that goes by these names."""
     allowed = tenant.limits.allowed_models
-    return allowed is None or bool(set(model.names) & set(allowed))
+    return allowed is None or bool(set(names) & set(allowed))

@@ -24,7 +24,7 @@ from nexa_runtime.tenancy.tenant import Tenant
 
 WINDOW_S = 60.0
 _MAX_RETRY_S = 60.0
-_NUM_RATED = 64
+_SMOOTHING = 0.2
 
 Clock = Callable[[], float]
 
@@ -111,6 +111,36 @@ class Ticket:
         self._admission.settle(self.tenant, self._count, self._spent, usage)
 
 
+class _Pace:
+    """How fast requests end, and who was told to come back when."""
+
+    def __init__(self) -> None:
+        self._per_request_s: float | None = None
+        self._since: float | None = None
+        """The last end, or when the box was idle last; None while it is."""
+        self._booked_until = 0.0
+
+    def note_start(self, now: float) -> None:
+        """The box was idle, and is no more."""
+        self._since = now
+
+    def note_end(self, now: float, *, is_busy: bool) -> None:
+        """A request that ran has ended."""
+        if self._since is not None:
+            took_s = now - self._since
+            old = self._per_request_s
+            self._per_request_s = took_s if old is None else old + _SMOOTHING * (took_s - old)
+        self._since = now if is_busy else None
+
+    def appointment_s(self, now: float) -> float:
+        """When to come back, in seconds: those who are refused are given one time after the other, so that
+        they do not all come at once.
+        """
+        step_s = 1.0 if self._per_request_s is None else self._per_request_s
+        self._booked_until = max(self._booked_until, now) + step_s
+        return min(self._booked_until - now, _MAX_RETRY_S)
+
+
 class Admission:
     """``max_queue``: requests of all tenants together that may wait for a slot."""
 
@@ -119,7 +149,7 @@ class Admission:
         self._clock = clock
         self._accounts: dict[str, _Account] = {}
         self._num_open = 0
-        self._ended_at: deque[float] = deque(maxlen=_NUM_RATED)
+        self._pace = _Pace()
 
     @property
     def num_open(self) -> int:
@@ -139,6 +169,8 @@ class Admission:
         except Exception:
             account.usage.refused += 1
             raise
+        if not self._num_open:
+            self._pace.note_start(self._clock())
         account.num_open += count
         account.usage.requests += 1
         self._num_open += count
@@ -167,7 +199,8 @@ class Admission:
         account = self._accounts[tenant.id]
         account.num_open -= count
         self._num_open -= count
-        self._ended_at.append(self._clock())
+        if used.prompt_tokens:
+            self._pace.note_end(self._clock(), is_busy=self._num_open > 0)
         usage = account.usage
         usage.prompt_tokens += used.prompt_tokens
         usage.cached_tokens += used.cached_tokens
@@ -185,16 +218,22 @@ class Admission:
         rates = {}
         if (limit := tenant.limits.requests_per_minute) is not None:
             last = account.requests[-1] if account.requests else now - WINDOW_S
-            rates["requests"] = RateState(limit, max(limit - len(account.requests), 0), last + WINDOW_S - now)
+            reset_s = max(last + WINDOW_S - now, 0.0)
+            rates["requests"] = RateState(limit, max(limit - len(account.requests), 0), reset_s)
         if (limit := tenant.limits.tokens_per_minute) is not None:
-            last = max((spent.at for spent in account.tokens), default=now - WINDOW_S)
-            rates["tokens"] = RateState(limit, max(limit - account.num_tokens, 0), last + WINDOW_S - now)
+            ends = [spent.at if spent.is_settled else now for spent in account.tokens]
+            reset_s = max(ends, default=now - WINDOW_S) + WINDOW_S - now
+            rates["tokens"] = RateState(limit, max(limit - account.num_tokens, 0), reset_s)
         return rates
 
     def usage(self, tenant_id: str) -> TenantUsage:
         """Usage since start."""
         account = self._accounts.get(tenant_id)
         return TenantUsage() if account is None else account.usage
+
+    def open_ids(self) -> list[str]:
+        """Tenants that have a request open."""
+        return [name for name, account in self._accounts.items() if account.num_open]
 
     def tenant_ids(self) -> list[str]:
         """Tenants that have asked for anything."""
@@ -207,12 +246,12 @@ class Admission:
         if count > most:
             raise InvalidRequestError(f"At most {most} prompts are taken at once.", param="prompt")
         if account.num_open + count > places:
-            raise TenantQueueFullError(limits.max_queue, self._retry_s(count))
+            raise TenantQueueFullError(limits.max_queue, self._pace.appointment_s(self._clock()))
         # A tenant below its equal part of the queue is let in all the same: a flood fills only its own.
         num_tenants = sum(other.num_open > 0 for other in self._accounts.values() if other is not account) + 1
         is_small = account.num_open + count <= (slots + self._max_queue) // num_tenants
         if self._num_open + count > slots + self._max_queue and not (is_small and num_tenants > 1):
-            raise OverloadedError(self._max_queue, self._retry_s(count))
+            raise OverloadedError(self._max_queue, self._pace.appointment_s(self._clock()))
 
     def _check_rate(self, tenant: Tenant, account: _Account) -> None:
         limit = tenant.limits.requests_per_minute
@@ -223,10 +262,3 @@ class Admission:
         if len(account.requests) >= limit:
             raise RequestRateError(limit, account.requests[-limit] + WINDOW_S - now)
         account.requests.append(now)
-
-    def _retry_s(self, count: int) -> float:
-        """When ``count`` more will have ended, at the rate at which requests have ended lately."""
-        if len(self._ended_at) < 2:
-            return 1.0
-        per_request_s = (self._clock() - self._ended_at[0]) / len(self._ended_at)
-        return min(max(count * per_request_s, 1.0), _MAX_RETRY_S)

@@ -6,12 +6,15 @@ the event loop. ``server/auth`` resolves tenants here, ``server/routes/admin`` s
 """
 
 import asyncio
+import math
 import random
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import Enum
+from itertools import count
 from typing import assert_never
 
 import anyio
@@ -85,6 +88,26 @@ class _Entry:
     failed_at: float | None = None
     jitter: float = 1.0
     unknown_keys: tuple[str, ...] = ()
+    era: int = 0
+
+
+class _Bucket:
+    """``MAX_NEW_BURST`` tokens, and ``MAX_NEW_PER_S`` more each second."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._tokens = MAX_NEW_BURST
+        self._at = clock()
+
+    def take(self) -> bool:
+        """Take one, if there is one."""
+        now = self._clock()
+        self._tokens = min(self._tokens + (now - self._at) * MAX_NEW_PER_S, MAX_NEW_BURST)
+        self._at = now
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True
 
 
 class TenantDirectory:
@@ -97,8 +120,11 @@ class TenantDirectory:
         self._unknown: OrderedDict[str, float] = OrderedDict()
         self._flights: dict[str, asyncio.Task[None]] = {}
         self._threads = anyio.CapacityLimiter(_NUM_THREADS)
-        self._new_tokens = MAX_NEW_BURST
-        self._new_at = clock()
+        self._unlimited = anyio.CapacityLimiter(math.inf)
+        self._named = _Bucket(clock)
+        self._claims = _Bucket(clock)
+        """Apart, so that whoever guesses keys does not keep new tenants out."""
+        self._eras = count(1)
         self._listeners: list[Callable[[Tenant], None]] = []
 
     @property
@@ -110,8 +136,8 @@ class TenantDirectory:
         """``listener`` is called, on the event loop, with each new version of a tenant."""
         self._listeners.append(listener)
 
-    async def resolve(self, tenant_id: str) -> Tenant:
-        """The tenant of a valid id.
+    async def resolve(self, tenant_id: str, *, is_claim: bool = False) -> Tenant:
+        """The tenant of a valid id. ``is_claim``: nobody has shown yet that the id is theirs to name.
 
         Raises ``TenantUnknownError``, ``TenantConfigInvalidError``, ``TenantConfigUnavailableError``.
         """
@@ -126,20 +152,26 @@ class TenantDirectory:
             case Verdict.USE_AND_FETCH:
                 self._fly(tenant_id)
             case Verdict.FETCH:
-                self._take_new(tenant_id)
+                self._check_new(tenant_id, self._claims if is_claim else self._named)
                 await asyncio.shield(self._fly(tenant_id))
             case _:
                 assert_never(verdict)
         return self._answer(tenant_id)
 
     async def refresh(self, tenant_id: str) -> Tenant:
-        """Ask the source now, whatever is known. Raises as ``resolve``."""
+        """Ask the source now, whatever is known.
+
+        Raises as ``resolve``, and ``TenantConfigUnavailableError`` whenever the source gives no word.
+        """
         if self._source is None:
             return await self.resolve(tenant_id)
         if (flight := self._flights.get(tenant_id)) is not None:
             await asyncio.shield(flight)  # it may have begun before the change that the caller means
         self._unknown.pop(tenant_id, None)
         await asyncio.shield(self._fly(tenant_id))
+        entry = self._entries.get(tenant_id)
+        if entry is not None and entry.failed_at is not None:
+            raise TenantConfigUnavailableError(tenant_id)
         return self._answer(tenant_id)
 
     def age_s(self, tenant_id: str) -> float | None:
@@ -190,20 +222,16 @@ class TenantDirectory:
         return entry.tenant
 
     def _is_known_unknown(self, tenant_id: str) -> bool:
+        assert self._source is not None
         seen_at = self._unknown.get(tenant_id)
-        return seen_at is not None and self._clock() - seen_at <= UNKNOWN_S
+        return seen_at is not None and self._clock() - seen_at <= min(UNKNOWN_S, self._source.fresh_s)
 
-    def _take_new(self, tenant_id: str) -> None:
-        """Pay for a question about an id that was never seen. Raises ``TenantConfigUnavailableError``."""
-        if tenant_id in self._entries or tenant_id in self._flights:
-            return
-        now = self._clock()
-        earned = (now - self._new_at) * MAX_NEW_PER_S
-        self._new_tokens = min(self._new_tokens + earned, MAX_NEW_BURST)
-        self._new_at = now
-        if self._new_tokens < 1:
+    def _check_new(self, tenant_id: str, bucket: "_Bucket") -> None:
+        """Pay for a question about an id that was never heard of. Raises ``TenantConfigUnavailableError``."""
+        entry = self._entries.get(tenant_id)
+        is_known = entry is not None and entry.heard_at is not None
+        if not is_known and tenant_id not in self._flights and not bucket.take():
             raise TenantConfigUnavailableError(tenant_id)
-        self._new_tokens -= 1
 
     def _fly(self, tenant_id: str) -> asyncio.Task[None]:
         """The one question about a tenant that is under way, begun now if there is none. It never raises."""
@@ -218,9 +246,7 @@ class TenantDirectory:
         assert source is not None
         try:
             with anyio.fail_after(FETCH_TIMEOUT_S):
-                secret = await run_sync(
-                    source.fetch, tenant_id, limiter=self._threads, abandon_on_cancel=True
-                )
+                secret = await self._ask(source, tenant_id)
         except (SourceUnavailableError, TimeoutError) as error:
             self._note_failure(tenant_id, str(error) or "it took too long")
         except Exception as error:  # noqa: BLE001 - a bug in a source must not look like a revocation
@@ -231,6 +257,23 @@ class TenantDirectory:
                 self._forget(tenant_id)
             else:
                 self._take(tenant_id, secret)
+
+    async def _ask(self, source: LimitsSource, tenant_id: str) -> Secret | None:
+        """One question in a worker thread. A thread that is not waited for any more keeps its place until it
+        ends: a source that drips answers cannot pile threads up.
+        """
+        loop = asyncio.get_running_loop()
+        borrower = object()
+        await self._threads.acquire_on_behalf_of(borrower)
+
+        def work() -> Secret | None:
+            try:
+                return source.fetch(tenant_id)
+            finally:
+                with suppress(RuntimeError):  # the loop has ended
+                    loop.call_soon_threadsafe(self._threads.release_on_behalf_of, borrower)
+
+        return await run_sync(work, limiter=self._unlimited, abandon_on_cancel=True)
 
     def _note_failure(self, tenant_id: str, reason: str) -> None:
         entry = self._entries.get(tenant_id)
@@ -271,9 +314,19 @@ class TenantDirectory:
                 _log.warning("limits_invalid", tenant=tenant_id, problems=list(parsed.problems))
         if parsed.limits is None:
             if entry.tenant is not None:
-                entry.tenant = replace(entry.tenant, problems=parsed.problems)
+                entry.tenant = replace(
+                    entry.tenant, problems=parsed.problems, unknown_keys=parsed.unknown_keys
+                )
             return
-        tenant = Tenant(tenant_id, parsed.limits, self._source.name, secret.version)
+        entry.era = entry.era or next(self._eras)
+        tenant = Tenant(
+            tenant_id,
+            parsed.limits,
+            self._source.name,
+            secret.version,
+            unknown_keys=parsed.unknown_keys,
+            era=entry.era,
+        )
         is_new = entry.tenant is None or entry.tenant.limits != tenant.limits
         entry.tenant = tenant
         if is_new:

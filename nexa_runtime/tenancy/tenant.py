@@ -62,7 +62,8 @@ class Tenant:
     """One version of a tenant that was good.
 
     ``source``: ``vault``, ``file`` or ``default``. ``problems``: of a newer version, which for their sake is
-    not in force.
+    not in force. ``unknown_keys``: of the secret. ``era``: another one for each time that a tenant of this id
+    came into being, so that a new one inherits nothing.
     """
 
     id: str
@@ -70,6 +71,8 @@ class Tenant:
     source: str
     version: str
     problems: tuple[str, ...] = ()
+    unknown_keys: tuple[str, ...] = ()
+    era: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ from typing import NoReturn, Protocol
 import hvac  # type: ignore[import-untyped,unused-ignore]
 from hvac.adapters import RawAdapter  # type: ignore[import-untyped,unused-ignore]
 
-from nexa_runtime.config import VaultSettings
+from nexa_runtime.config import PLACEHOLDER, VaultSettings
 from nexa_runtime.errors import ConfigError, SourceUnavailableError
 from nexa_runtime.tenancy.source import Secret
 from nexa_runtime.tenancy.vault_token import (
@@ -43,7 +43,6 @@ from nexa_runtime.tenancy.vault_token import (
 FRESH_S = 60.0
 """How long a secret is used without asking again."""
 
-_PLACEHOLDER = re.compile(r"\{\{\s*tenant_id\s*\}\}")
 _WRAPPED_BY = re.compile(r"auth/approle/role/[^/]+/secret-id")
 
 
@@ -86,6 +85,7 @@ class VaultSource:
             if answer.is_forbidden:
                 self._keeper.note_futile(token.generation)
         secret = _secret_of(answer)
+        self._keeper.note_good()
         self._has_answered = True
         return secret
 
@@ -94,7 +94,7 @@ class VaultSource:
         self._vault.close()
 
     def _read(self, tenant_id: str, token: Token) -> "_Answer":
-        path = _PLACEHOLDER.sub(tenant_id, self._path)
+        path = PLACEHOLDER.sub(tenant_id, self._path)
         return self._vault.call(
             token.grant.token,
             lambda client: client.secrets.kv.v2.read_secret_version(

@@ -122,6 +122,10 @@ class TokenKeeper:
             self._forbid("Vault forbids the read (403), and a new login did not help")
         return self._log_in_after(generation)
 
+    def note_good(self) -> None:
+        """A read has succeeded: if the token is refused one day, a login may help again."""
+        self._futile = (0, -math.inf)
+
     def note_futile(self, generation: int) -> NoReturn:
         """A read was forbidden even after the login ``generation``: the policy is at fault, say so."""
         self._futile = (generation, self._clock() + FUTILE_S)

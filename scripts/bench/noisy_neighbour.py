@@ -203,7 +203,9 @@ def summary(measured: Measured) -> Summary:
         "a_cached_tokens": sum(result.num_cached for result in whole),
         "a_tokens_per_s": {"alone": asdict(a_alone), "with_b": asdict(a_with_b)},
         "a_ratio": {"output": a_with_b.output / a_alone.output, "work": a_with_b.work / a_alone.work},
-        "windows_s": [(window.has_b, round(window.end - window.start, 1)) for window in measured.windows],
+        "a_windows": [
+            asdict(window) | asdict(speed(measured.flood, [window])) for window in measured.windows
+        ],
         "b_ttft_all_ms": {"alone": _milliseconds(alone), "flood": _milliseconds(flooded)},
     }
 

@@ -2,14 +2,16 @@
 
 import time
 from collections.abc import Callable, Iterator
+from itertools import count
 
 import numpy as np
 import pytest
 
-from nexa_runtime.engine.engine import Engine, News
+from nexa_runtime.engine.engine import Engine
 from nexa_runtime.engine.fair_queue import Accounts
 from nexa_runtime.engine.generation_lane import Delta, GenerationLane, GenerationRequest
 from nexa_runtime.engine.kv_cache import KvCache
+from nexa_runtime.engine.model_engine import ModelEngine, News
 from nexa_runtime.engine.runner import Runner
 from nexa_runtime.engine.scheduler import MIN_SHARED_TOKENS, Scheduler
 from nexa_runtime.engine.sequence import FinishReason, TenantShare, Tokens
@@ -66,10 +68,21 @@ class Harness:
         cache = KvCache(num_ids=ids, num_cells=self.context.num_cells)
         self.scheduler = Scheduler(slots=slots, step_tokens=step_tokens, kv_cache=cache, accounts=Accounts())
         self.lane = GenerationLane(runner=self.runner, scheduler=self.scheduler, vocab=model.vocab)
-        self.engine = Engine(generation=self.lane, embedding=None)
+        self.engine = ModelEngine(generation=self.lane, embedding=None)
+        self.thread = Engine(self.publish)
+        self._keys = count(1)
         self.deltas: list[Delta] = []
         self.num_calls = 0
-        self.engine._publish = self.publish
+
+    def start(self) -> None:
+        self.thread.start()
+        self.thread.attach(self.engine)
+
+    def step(self) -> bool:
+        is_busy = self.engine.step()
+        if news := self.engine.take_news():
+            self.publish(news)
+        return is_busy
 
     def publish(self, news: list[News]) -> None:
         self.deltas += [item for item in news if isinstance(item, Delta)]
@@ -89,14 +102,14 @@ class Harness:
         ignore_eos: bool = False,
         namespace: str = "demo",
     ) -> int:
-        key = self.engine.new_key()
+        key = next(self._keys)
         prompt = self.prompt(question)
         request = GenerationRequest(prompt, max_new, sampling, SHARE, namespace, stops, ignore_eos)
         self.engine.submit(key, request)
         return key
 
     def run(self) -> None:
-        while self.engine.step():
+        while self.step():
             self.scheduler.check_integrity()
 
     def text(self, key: int) -> str:
@@ -108,14 +121,15 @@ class Harness:
         return end
 
     def check_idle(self) -> None:
-        self.engine.step()
+        self.step()
         stats = self.scheduler.stats()
         assert (stats.num_running, stats.num_waiting) == (0, 0)
         assert books_agree(self.engine)
         assert not self.lane.num_live
 
     def close(self) -> None:
-        self.engine.stop()
+        assert self.engine.stop()
+        assert self.thread.stop()
         self.context.close()
 
 
@@ -165,9 +179,9 @@ def test_the_cap_ends_it(harness: Harness) -> None:
 def test_an_abort_ends_it_before_the_next_step(harness: Harness, steps: int) -> None:
     key = harness.submit("Hello", max_new=500, ignore_eos=True)
     for _ in range(steps):
-        harness.engine.step()
+        harness.step()
     harness.engine.abort(key)
-    harness.engine.step()
+    harness.step()
     end = harness.end(key)
     assert end.finish_reason is FinishReason.ABORT
     assert end.num_new_tokens <= steps
@@ -196,7 +210,7 @@ def test_sampling_that_does_not_fit_the_vocabulary_fails_that_sequence_only(harn
 )
 def test_a_failed_step_ends_only_the_sequence_at_fault(harness: Harness, status: DecodeStatus) -> None:
     keys = [harness.submit("What is the capital of France?") for _ in range(3)]
-    harness.engine.step()
+    harness.step()
     # The shared step fails, then the first sequence alone; the other two are computed.
     harness.context.faults = [status, status]
     harness.run()
@@ -209,7 +223,7 @@ def test_a_failed_step_ends_only_the_sequence_at_fault(harness: Harness, status:
 
 def test_a_full_pool_ends_nothing(harness: Harness) -> None:
     keys = [harness.submit(question) for question in QUESTIONS[:3]]
-    harness.engine.step()
+    harness.step()
     harness.context.faults = [DecodeStatus.NO_KV_SLOT] * 3
     harness.run()
     assert harness.scheduler.stats().num_preemptions > 0
@@ -224,7 +238,7 @@ def test_a_full_pool_ends_nothing(harness: Harness) -> None:
 def test_kv_that_a_failure_took_is_computed_again(harness: Harness) -> None:
     key = harness.submit(QUESTIONS[0])
     for _ in range(3):
-        harness.engine.step()
+        harness.step()
     before = harness.text(key)
     sequence, _ = harness.lane._live[key]
     assert sequence.sequence_id is not None
@@ -316,7 +330,7 @@ def test_a_pool_too_small_for_its_load_ends_nothing_and_changes_nothing(
 
 
 def test_a_bug_in_a_step_ends_its_sequences_and_not_the_engine(harness: Harness) -> None:
-    harness.engine.start(harness.publish)
+    harness.start()
     harness.context.faults = [RuntimeError("a bug")]
     bad = harness.submit("Hello")
     assert wait_until(lambda: any(delta.finish_reason for delta in harness.deltas))
@@ -327,7 +341,7 @@ def test_a_bug_in_a_step_ends_its_sequences_and_not_the_engine(harness: Harness)
 
 
 def test_shutdown_ends_everything_and_leaves_no_thread(harness: Harness) -> None:
-    harness.engine.start(harness.publish)
+    harness.start()
     keys = [harness.submit("Hello", max_new=1000, ignore_eos=True) for _ in range(6)]
     assert wait_until(lambda: len(harness.deltas) > 5)
     assert harness.engine.stop()
@@ -343,7 +357,7 @@ def test_one_hand_over_per_step(harness: Harness) -> None:
     for _ in range(4):
         harness.submit("What is the capital of France?")
     steps = 0
-    while harness.engine.step():
+    while harness.step():
         steps += 1
     assert harness.num_calls <= steps
 
@@ -386,7 +400,7 @@ def test_batched_answers_equal_those_given_alone(make: Callable[..., Harness], m
 
 
 def test_aborts_at_random_moments_leak_nothing(harness: Harness) -> None:
-    harness.engine.start(harness.publish)
+    harness.start()
     random = np.random.default_rng(5)
     keys = []
     for _ in range(60):
@@ -406,7 +420,7 @@ def test_a_request_that_cannot_be_opened_ends_alone(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     good = harness.submit(QUESTIONS[0])
-    harness.engine.step()
+    harness.step()
     monkeypatch.setattr(harness.runner, "open", lambda *_: 1 / 0)
     bad = harness.submit("Hello")
     harness.run()

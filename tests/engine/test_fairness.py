@@ -214,3 +214,37 @@ def test_rotation_goes_on_when_memory_is_short() -> None:
     box.run([greedy, late], 3000, box.scheduler.check_integrity)
     got = {name: box.work[name] - start[name] for name in ("greedy", "late")}
     assert got["late"] == pytest.approx(got["greedy"], rel=0.1)
+
+
+def test_what_does_not_fit_holds_up_nobody_else() -> None:
+    box = Box(slots=4, num_cells=2000)
+    many = Tenant(share("many"), num_prompt=100, max_new=400, num_waiting=6)
+    large = Tenant(share("large"), num_prompt=1500, max_new=100)
+    small = Tenant(share("small"), num_prompt=5, max_new=5)
+    box.run([many], 100)
+    keys = [box.add(large), box.add(small)]
+    start = box.num_steps
+    box.run([many], 1000, box.scheduler.check_integrity)
+    assert box.first_token_at[keys[1]] - start <= 10
+    assert keys[0] in box.first_token_at
+
+
+@settings(max_examples=60, deadline=None)
+@given(tenants, st.integers(1, 6), st.integers(1500, 4000))
+def test_nobody_drifts_away_when_memory_is_short(
+    drawn: list[tuple[float, int, int, int, int, int]], slots: int, num_cells: int
+) -> None:
+    box = Box(slots=slots, step_tokens=256, num_cells=num_cells)
+    made = [
+        Tenant(share(f"t{index}", weight, guaranteed_slots=floor), prompt, min(new, 600), line)
+        for index, (weight, prompt, new, line, _, floor) in enumerate(drawn)
+    ]
+    one_step = 256 + slots * MAX_DECODE_WORK
+    lightest = min(one.share.weight for one in made)
+
+    def check() -> None:
+        box.scheduler.check_integrity()
+        paid = [box.accounts.virtual_time(one.share.tenant_id) for one in made]
+        assert max(paid) - min(paid) <= 2 * QUANTUM + one_step / lightest
+
+    box.run(made, 300, check)

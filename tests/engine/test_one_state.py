@@ -7,7 +7,7 @@ import gguf
 import numpy as np
 import pytest
 
-from nexa_runtime.serving.loading import DEMO_PATH
+from nexa_runtime.serving.library import DEMO_PATH
 from tests.support import LiveServer, free_settings
 
 WIDTH, INNER, STATE, CONV, RANK, LAYERS = 64, 128, 8, 4, 8, 2

@@ -5,7 +5,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-from nexa_runtime.serving.loading import DEMO_PATH
+from nexa_runtime.serving.library import DEMO_PATH
 from tests.support import LiveServer, free_settings
 
 WIDTH, INNER, HEADS, HEAD, LAYERS, WINDOW = 64, 128, 4, 16, 4, 32

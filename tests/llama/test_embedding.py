@@ -11,8 +11,9 @@ import pytest
 from nexa_runtime.config import load_settings
 from nexa_runtime.errors import LlamaGuardError, ModelFileError
 from nexa_runtime.llama import MAX_INPUTS, Context, ContextParams, EmbeddingContext, Model
-from nexa_runtime.serving.loading import DEMO_PATH, load_model
-from nexa_runtime.serving.pool import Kind
+from nexa_runtime.serving.library import DEMO_PATH
+from nexa_runtime.serving.loaded import Kind
+from nexa_runtime.serving.loading import open_pool
 from scripts.bench.make_model import Shape, write_model
 
 SHAPE = Shape("bert", num_layers=3, width=64, inner_width=256, num_heads=4, num_kv_heads=4, context=128)
@@ -107,7 +108,8 @@ def test_an_encoder_has_no_kv_cache_to_generate_with(bert: Model) -> None:
 
 def test_an_encoder_is_loaded_to_embed_only(bert_path: Path) -> None:
     settings = load_settings({"NEXA_MODEL_ID": str(bert_path)})
-    loaded = load_model(settings.model, settings.engine)
+    loaded = open_pool(settings).default
+    assert loaded is not None
     try:
         assert loaded.kinds == {Kind.EMBEDDING}
         assert loaded.max_embedding_tokens == SHAPE.context

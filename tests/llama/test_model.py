@@ -7,7 +7,7 @@ import pytest
 
 from nexa_runtime.errors import ModelFileError
 from nexa_runtime.llama import Model
-from nexa_runtime.serving.loading import DEMO_PATH
+from nexa_runtime.serving.library import DEMO_PATH
 
 
 def test_the_bundled_model_is_small_and_says_what_it_is(model: Model) -> None:

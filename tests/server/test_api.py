@@ -371,7 +371,9 @@ def test_a_body_that_never_comes_is_408(make_server: Any) -> None:
     server = make_server(NEXA_BODY_TIMEOUT_S=0.2)
     host, port = server.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=10) as connection:
-        connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n{")
+        connection.sendall(
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 50\r\n\r\n{"
+        )
         assert connection.recv(100).startswith(b"HTTP/1.1 408 ")
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import openai
 import pytest
 
-from nexa_runtime.serving.loading import DEMO_PATH
+from nexa_runtime.serving.library import DEMO_PATH
 from scripts.bench.make_model import Shape, write_model
 from tests.support import LiveServer, wait_until
 

@@ -83,4 +83,4 @@ def test_200_clients_killed_at_random_moments_leave_nothing(make_server: Any) ->
         threading.active_count() <= num_threads + 40
     )  # worker threads of the event loop are kept and reused
     server.stop()
-    assert not server.engine._thread.is_alive()
+    assert not server.engine.is_alive

@@ -102,7 +102,7 @@ def bearer(key: str, tenant: str | None = None) -> dict[str, str]:
         (bearer(OTHER_KEY), (200, None)),
         (bearer(ACME_KEY[:-1] + ("A" if ACME_KEY[-1] != "A" else "B")), (401, "invalid_api_key")),
         (bearer(create_key("small")), (401, "invalid_api_key")),
-        (bearer(create_key("nobody")), (403, "tenant_unknown")),
+        (bearer(create_key("nobody")), (401, "invalid_api_key")),
         (bearer(SERVICE_KEY, "small"), (200, None)),
         (bearer(SERVICE_KEY, "acme"), (200, None)),
         (bearer(SERVICE_KEY), (400, "invalid_tenant_id")),
@@ -512,3 +512,87 @@ def test_prompts_are_logged_only_where_the_tenant_says_so(
     written = capsys.readouterr().err
     assert "words of loud" in written
     assert "words of quiet" not in written
+
+
+def test_trust_without_keys_opens_nothing_to_others(live: Make, tenants_file: str) -> None:
+    far = live(
+        NEXA_TENANTS_FILE=tenants_file, NEXA_TRUST_TENANT_HEADER="true", NEXA_TRUSTED_CIDRS="10.0.0.0/8"
+    )
+    assert code_of(ask(far, {"x-tenant-id": "demo"})) == (401, "invalid_api_key")
+    assert ask(far, bearer(ACME_KEY)).status_code == 200
+    for headers in ({}, bearer(ACME_KEY), {"x-api-key": "any"}):
+        assert far.http.get("/admin/tenants", headers=headers).status_code == 401
+
+
+def test_an_open_server_answers_to_loopback_names_only(opened: LiveServer) -> None:
+    for host, status in [("localhost", 200), ("127.0.0.1:1", 200), ("[::1]", 200), ("evil.example", 403)]:
+        headers = {"x-tenant-id": "demo", "host": host}
+        assert opened.http.get("/v1/models", headers=headers).status_code == status
+        assert opened.http.get("/admin/tenants", headers=headers).status_code == status
+
+
+def test_single_mode_takes_the_default_tenants_key(live: Make, tenants_file: str) -> None:
+    server = live(NEXA_TENANTS_FILE=tenants_file, TENANT_MODE="single", DEFAULT_TENANT_ID="acme")
+    assert ask(server, bearer(ACME_KEY)).status_code == 200
+    assert ask(server).status_code == 401
+    assert server.http.get("/admin/tenants/other/config").status_code == 404
+
+
+def test_what_never_ran_costs_nothing(make_server: Any, tmp_path: Path) -> None:
+    hasty: dict[str, object] = {
+        "NEXA_QUEUE_TIMEOUT_S": "0.2",
+        "NEXA_GUARANTEED_SLOTS": "0",
+        "TENANT_HARD_LIMIT_TPM": "5000",
+    }
+    path = write(tmp_path / "t.yaml", {"slow": {"NEXA_WEIGHT": "100"}, "hasty": hasty})
+    server = make_server(NEXA_TENANTS_FILE=path, NEXA_SLOTS=1)
+    body = {"messages": long_chat(), "stream": True, "max_tokens": 3000, "ignore_eos": True}
+    with server.http.stream(
+        "POST", "/v1/chat/completions", json=body, headers={"x-tenant-id": "slow"}
+    ) as stream:
+        lines = stream.iter_lines()
+        next(lines)
+        refused = ask(server, {"x-tenant-id": "hasty"}, messages=long_chat())
+        assert code_of(refused) == (503, "queue_timeout")
+        assert refused.headers["x-ratelimit-remaining-tokens"] == "5000"
+    assert wait_until(server.is_idle)
+    usage = {one["tenant_id"]: one["usage"] for one in server.http.get("/admin/tenants").json()["tenants"]}
+    assert usage["hasty"]["prompt_tokens"] == 0
+    # Whoever left pays for what was computed, and for nothing that was not.
+    assert usage["slow"]["prompt_tokens"] > 100
+    assert 0 < usage["slow"]["completion_tokens"] < 3000
+
+
+def test_a_tenant_that_is_made_anew_inherits_nothing(make_server: Any, tmp_path: Path) -> None:
+    path = tmp_path / "t.yaml"
+    server = make_server(NEXA_TENANTS_FILE=write(path, {"acme": {}, "other": {}}))
+    prompt = long_chat()
+
+    def cached() -> int:
+        usage = ask(server, {"x-tenant-id": "acme"}, messages=prompt, max_tokens=1).json()["usage"]
+        return int(usage["prompt_tokens_details"]["cached_tokens"])
+
+    cached()
+    assert cached() > 100
+    write(path, {"other": {}})
+    assert server.http.post("/admin/tenants/acme/refresh").status_code == 404
+    write(path, {"acme": {}, "other": {}})
+    assert server.http.post("/admin/tenants/acme/refresh").status_code == 200
+    assert cached() == 0
+
+
+def test_limits_change_while_a_tenant_only_waits_for_its_answer(
+    make_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "t.yaml"
+    server = make_server(NEXA_TENANTS_FILE=write(path, {"acme": {}}))
+    body = {"messages": long_chat(), "stream": True, "max_tokens": 3500, "ignore_eos": True}
+    weights: list[float] = []
+    monkeypatch.setattr(server.engine, "update_share", lambda share: weights.append(share.weight))
+    with server.http.stream(
+        "POST", "/v1/chat/completions", json=body, headers={"x-tenant-id": "acme"}
+    ) as stream:
+        lines = stream.iter_lines()
+        next(lines)
+        write(path, {"acme": {"NEXA_WEIGHT": "7"}})
+        assert wait_until(lambda: 7.0 in weights)

@@ -7,7 +7,7 @@ import pytest
 from nexa_runtime.config import load_settings
 from nexa_runtime.errors import ConfigError
 from nexa_runtime.llama import Model, SamplingParams
-from nexa_runtime.serving.loading import load_model, plan_cells
+from nexa_runtime.serving.loading import open_pool, plan_cells
 from tests.support import copy_model
 
 
@@ -18,7 +18,8 @@ def with_metadata(path: Path, **changes: float) -> Path:
 
 def sampling_of(path: Path) -> SamplingParams:
     settings = load_settings({"NEXA_MODEL_ID": str(path), "NEXA_CTX_SIZE": 4096})
-    loaded = load_model(settings.model, settings.engine)
+    loaded = open_pool(settings).default
+    assert loaded is not None
     loaded.close()
     return loaded.sampling
 

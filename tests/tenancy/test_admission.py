@@ -172,19 +172,23 @@ def test_more_prompts_than_can_ever_wait_are_a_bad_request() -> None:
 def test_retry_after_follows_the_rate_at_which_requests_end() -> None:
     admission, clock = make(max_queue=0)
     acme = tenant(max_queue=0)
+
+    def retry_after_s() -> float:
+        with pytest.raises(TenantQueueFullError) as caught:
+            admission.admit(acme, slots=SLOTS)
+        return caught.value.retry_after_s
+
     tickets: list[Ticket] = [admission.admit(acme, slots=SLOTS) for _ in range(SLOTS)]
-    with pytest.raises(TenantQueueFullError) as caught:
-        admission.admit(acme, slots=SLOTS)
-    assert caught.value.retry_after_s == 1
+    assert retry_after_s() == 1
     for ticket in tickets:
         clock.now += 12
-        ticket.settle()
+        ticket.settle(prompt_tokens=1)
+    clock.now += 3600  # being idle says nothing about the rate
     for _ in range(SLOTS):
         admission.admit(acme, slots=SLOTS)
-    clock.now += 4
-    with pytest.raises(TenantQueueFullError) as caught:
-        admission.admit(acme, slots=SLOTS)
-    assert caught.value.retry_after_s == pytest.approx(10)
+    # Whoever is refused gets a time after those who were refused before.
+    assert [retry_after_s() for _ in range(3)] == pytest.approx([12, 24, 36])
+    assert [retry_after_s() for _ in range(9)][-1] == WINDOW_S
 
 
 def test_unlimited_windows_are_not_shown() -> None:

@@ -322,7 +322,9 @@ def test_a_source_that_crashes_revokes_nobody(monkeypatch: pytest.MonkeyPatch) -
         directory = TenantDirectory(source, clock)
         await directory.resolve("acme")
         monkeypatch.setattr(source, "fetch", crash)
-        assert (await directory.refresh("acme")).id == "acme"
+        with pytest.raises(TenantConfigUnavailableError):
+            await directory.refresh("acme")
+        assert (await directory.resolve("acme")).id == "acme"
 
     anyio.run(scenario)
 

@@ -1,25 +1,74 @@
-"""``/admin/tenants``: what tenants may do, do, and have used. The admin key opens it."""
+"""``/admin``: what tenants may do, do, and have used; which models are loaded. The admin key opens it."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict
 
+from sse_starlette import EventSourceResponse
 from starlette.requests import Request
 from starlette.responses import Response
 
-from nexa_runtime.errors import TenantUnknownError
+from nexa_runtime.engine.scheduler import TenantCounts
+from nexa_runtime.errors import InvalidRequestError, NexaError, TenantUnknownError
+from nexa_runtime.server.body import read_json_object
 from nexa_runtime.server.errors import error_body, json_response
 from nexa_runtime.server.services import Services, services
+from nexa_runtime.server.stream import DONE, KEEP_ALIVE_S, frame
+from nexa_runtime.serving.pool import ModelPool
+from nexa_runtime.serving.pulling import Puller
 from nexa_runtime.serving.tenants import PUBLIC_TENANT_ID, max_sequence_tokens, share_of
 from nexa_runtime.tenancy.tenant import Tenant, check_tenant_id, describe
+
+
+async def list_models(request: Request) -> Response:
+    """Every model of the store: whether it is loaded, and what it takes."""
+    services(request).gate.check_admin(request)
+    pool = services(request).dispatcher.pool
+    body = {"budget_bytes": pool.budget_bytes, "used_bytes": pool.used_bytes, "models": pool.describe()}
+    return json_response(body)
+
+
+async def load_model(request: Request) -> Response:
+    """Load a model now, and wait for it."""
+    services(request).gate.check_admin(request)
+    name = request.path_params["name"]
+    await services(request).dispatcher.pool.load(name)
+    return await list_models(request)
+
+
+async def pull_model(request: Request) -> Response:
+    """Bring a model into the store: a stream of events, the last one ``[DONE]`` or an error."""
+    services(request).gate.check_admin(request)
+    body = await read_json_object(request, services(request).settings)
+    name = body.get("model")
+    if not isinstance(name, str) or not name:
+        raise InvalidRequestError("model must be the name of a model.", param="model")
+    events = _pull_frames(services(request).puller, name)
+    return EventSourceResponse(events, ping=KEEP_ALIVE_S, sep="\n")
+
+
+async def _pull_frames(puller: Puller, name: str) -> AsyncIterator[bytes]:
+    try:
+        async for event in puller.pull(name):
+            yield frame(asdict(event))
+        yield DONE
+    except NexaError as error:
+        yield frame(error_body(error))
+
+
+async def unload_model(request: Request) -> Response:
+    """Free a model now, unless it is used."""
+    services(request).gate.check_admin(request)
+    name = request.path_params["name"]
+    await services(request).dispatcher.pool.unload(name)
+    return await list_models(request)
 
 
 async def list_tenants(request: Request) -> Response:
     """Every tenant that is known here: what it runs, holds and has used since the start."""
     services(request).gate.check_admin(request)
     dispatcher = services(request).dispatcher
-    engine = dispatcher.pool.default.engine
     known = {tenant.id: tenant for tenant in services(request).tenancy.directory.known()}
-    counts = engine.tenant_counts
+    counts = _sums([model.engine.tenant_counts for model in dispatcher.pool.models()])
     names = {*known, *dispatcher.admission.tenant_ids(), *counts} - {PUBLIC_TENANT_ID}
     tenants = []
     for name in sorted(names):
@@ -52,7 +101,10 @@ async def refresh_tenant(request: Request) -> Response:
 async def _config(request: Request, look_up: Callable[[str], Awaitable[Tenant]]) -> Response:
     services(request).gate.check_admin(request)
     tenant_id = check_tenant_id(request.path_params["tenant_id"])
+    tenancy = services(request).tenancy
     try:
+        if not tenancy.is_multi and tenant_id != tenancy.default_id:
+            raise TenantUnknownError(tenant_id)
         tenant = await look_up(tenant_id)
     except TenantUnknownError as error:
         # For the admin this is an answer, not a refusal.
@@ -60,23 +112,46 @@ async def _config(request: Request, look_up: Callable[[str], Awaitable[Tenant]])
     return json_response(_config_body(services(request), tenant))
 
 
+def _sums(all_counts: Sequence[Mapping[str, TenantCounts]]) -> dict[str, TenantCounts]:
+    """A tenant's counts over all models; its virtual time is one."""
+    sums: dict[str, TenantCounts] = {}
+    for counts in all_counts:
+        for name, one in counts.items():
+            other = sums.get(name, TenantCounts(0, 0, 0, 0.0))
+            sums[name] = TenantCounts(
+                one.num_running + other.num_running,
+                one.num_waiting + other.num_waiting,
+                one.num_cells + other.num_cells,
+                max(one.virtual_time, other.virtual_time),
+            )
+    return sums
+
+
 def _config_body(all_services: Services, tenant: Tenant) -> dict[str, object]:
-    model = all_services.dispatcher.pool.default
-    share = share_of(tenant, model)
     age_s = all_services.tenancy.directory.age_s(tenant.id)
-    max_tokens = max_sequence_tokens(tenant, model)
-    limits = describe(tenant.limits) | {
-        "NEXA_MODEL_ID": tenant.limits.model_id or model.id,
-        "NEXA_MAX_CONTEXT_TOKENS": max_tokens,
-        "NEXA_MAX_OUTPUT_TOKENS": min(tenant.limits.max_output_tokens or max_tokens, max_tokens),
-        "NEXA_MAX_CONCURRENCY": min(share.max_slots or model.slots, model.slots),
-        "NEXA_GUARANTEED_SLOTS": share.guaranteed_slots,
-    }
     return {
         "tenant_id": tenant.id,
         "source": tenant.source,
         "version": tenant.version,
         "age_s": None if age_s is None else round(age_s, 1),
-        "limits": limits,
+        "limits": describe(tenant.limits) | _effective(all_services.dispatcher.pool, tenant),
         "problems": list(tenant.problems),
+        "unknown_keys": list(tenant.unknown_keys),
+    }
+
+
+def _effective(pool: ModelPool, tenant: Tenant) -> dict[str, object]:
+    """Caps as they hold on the tenant's model, once that is loaded: never above what the model has."""
+    effective: dict[str, object] = {"NEXA_MODEL_ID": tenant.limits.model_id or pool.library.default_name}
+    source = pool.library.find(tenant.limits.model_id) if tenant.limits.model_id else pool.library.default
+    model = next((one for one in pool.models() if source is not None and one.id == source.id), None)
+    if model is None:
+        return effective
+    share = share_of(tenant, model)
+    max_tokens = max_sequence_tokens(tenant, model)
+    return effective | {
+        "NEXA_MAX_CONTEXT_TOKENS": max_tokens,
+        "NEXA_MAX_OUTPUT_TOKENS": min(tenant.limits.max_output_tokens or max_tokens, max_tokens),
+        "NEXA_MAX_CONCURRENCY": min(share.max_slots or model.slots, model.slots),
+        "NEXA_GUARANTEED_SLOTS": share.guaranteed_slots,
     }

@@ -3,26 +3,28 @@
 from starlette.requests import Request
 from starlette.responses import Response
 
-from nexa_runtime.server.body import read_json_object
 from nexa_runtime.server.errors import json_response
 from nexa_runtime.server.ignored import ignored_header
 from nexa_runtime.server.protocol import embeddings as wire_format
 from nexa_runtime.server.protocol.common import parse, unknown_fields
 from nexa_runtime.server.protocol.parameters import EMBEDDING, split_fields
-from nexa_runtime.server.services import services, tenant_of
+from nexa_runtime.server.services import is_patient, services, tenant_and_body
 from nexa_runtime.server.stream import while_connected
 
 
 async def embeddings(request: Request) -> Response:
     """OpenAI's embeddings."""
-    tenant = await tenant_of(request)
-    body = await read_json_object(request, services(request).settings)
+    tenant, body = await tenant_and_body(request)
     fields, unknown = split_fields(body, EMBEDDING)
     wire = parse(wire_format.EmbeddingRequest, fields)
     result = await while_connected(
         request,
         services(request).embedding.embed(
-            tenant, wire.input, model_name=wire.model, dimensions=wire.dimensions
+            tenant,
+            wire.input,
+            model_name=wire.model,
+            dimensions=wire.dimensions,
+            is_patient=is_patient(request),
         ),
     )
     return json_response(

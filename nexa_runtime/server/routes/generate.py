@@ -6,35 +6,38 @@ import uuid
 from starlette.requests import Request
 from starlette.responses import Response
 
-from nexa_runtime.server.body import read_json_object
 from nexa_runtime.server.ignored import ignored_header
 from nexa_runtime.server.protocol.chat import ChatRequest, ChatWriter
 from nexa_runtime.server.protocol.common import CommonRequest, parse, unknown_fields
 from nexa_runtime.server.protocol.completions import CompletionRequest, CompletionWriter
 from nexa_runtime.server.protocol.parameters import CHAT, COMPLETION, split_fields
-from nexa_runtime.server.services import services, tenant_of
-from nexa_runtime.server.stream import Writer, respond, stream
+from nexa_runtime.server.services import is_patient, services, tenant_and_body
+from nexa_runtime.server.stream import Writer, respond, stream, while_connected
 from nexa_runtime.serving.generation import Generation
 
 
 async def chat_completions(request: Request) -> Response:
     """OpenAI's chat completions."""
-    tenant = await tenant_of(request)
-    body = await read_json_object(request, services(request).settings)
+    tenant, body = await tenant_and_body(request)
     fields, unknown = split_fields(body, CHAT)
     wire = parse(ChatRequest, fields)
-    generation = await services(request).generation.open_chat(tenant, wire.to_messages(), wire.to_options())
+    opening = services(request).generation.open_chat(
+        tenant, wire.to_messages(), wire.to_options(), is_patient=is_patient(request)
+    )
+    generation = await while_connected(request, opening)
     writer = ChatWriter(f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), generation.model_name)
     return await _answer(request, wire, generation, writer, unknown)
 
 
 async def completions(request: Request) -> Response:
     """OpenAI's legacy completions."""
-    tenant = await tenant_of(request)
-    body = await read_json_object(request, services(request).settings)
+    tenant, body = await tenant_and_body(request)
     fields, unknown = split_fields(body, COMPLETION)
     wire = parse(CompletionRequest, fields)
-    generation = await services(request).generation.open_completion(tenant, wire.prompt, wire.options())
+    opening = services(request).generation.open_completion(
+        tenant, wire.prompt, wire.options(), is_patient=is_patient(request)
+    )
+    generation = await while_connected(request, opening)
     writer = CompletionWriter(f"cmpl-{uuid.uuid4().hex}", int(time.time()), generation.model_name)
     return await _answer(request, wire, generation, writer, unknown)
 

@@ -19,14 +19,14 @@ async def readyz(request: Request) -> Response:
     dispatcher = services(request).dispatcher
     has_limits = services(request).tenancy.directory.has_answered
     is_ready = dispatcher.is_ready and has_limits
+    reason = dispatcher.unready_reason or (None if has_limits else "The limits' source has not answered.")
     model = dispatcher.pool.default
-    body = {
+    body: dict[str, object] = {
         "status": "ready" if is_ready else "not ready",
-        "limits": "known" if has_limits else "their source has not answered yet",
-        "model": model.id,
-        "slots": model.slots,
-        "kv_cells": model.num_cells,
+        "reason": reason,
+        "model": dispatcher.pool.library.default_name,
         "open_requests": dispatcher.num_open,
-        "engine": asdict(model.engine.stats),
     }
+    if model is not None:
+        body |= {"slots": model.slots, "kv_cells": model.num_cells, "engine": asdict(model.engine.stats)}
     return json_response(body, status=200 if is_ready else 503)

@@ -6,39 +6,49 @@ from starlette.responses import Response
 from nexa_runtime.errors import ModelNotAllowedError
 from nexa_runtime.server.errors import json_response
 from nexa_runtime.server.services import services, tenant_of
-from nexa_runtime.serving.pool import LoadedModel
+from nexa_runtime.serving.library import ModelSource
+from nexa_runtime.serving.loaded import LoadedModel
 from nexa_runtime.serving.tenants import is_allowed
 
 
 async def list_models(request: Request) -> Response:
     """Every name that a model is served under, as far as the tenant may use it."""
     tenant = await tenant_of(request)
-    pool = services(request).dispatcher.pool
+    loaded = _loaded(request)
     data = [
-        _model_body(name, model)
-        for model in pool.models()
-        if is_allowed(tenant, model)
-        for name in model.names
+        _model_body(name, source, loaded.get(source.id))
+        for source in services(request).dispatcher.pool.sources()
+        if is_allowed(tenant, source.names)
+        for name in source.names
     ]
     return json_response({"object": "list", "data": data})
 
 
 async def get_model(request: Request) -> Response:
     """One of these names."""
-    tenant = await tenant_of(request)
     name = request.path_params["name"]
-    model = services(request).dispatcher.pool.find(name)
-    if not is_allowed(tenant, model):
+    tenant = await tenant_of(request)
+    source = services(request).dispatcher.pool.find(name)
+    if not is_allowed(tenant, source.names):
         raise ModelNotAllowedError(name)
-    return json_response(_model_body(name, model))
+    return json_response(_model_body(name, source, _loaded(request).get(source.id)))
 
 
-def _model_body(name: str, model: LoadedModel) -> dict[str, object]:
+def _loaded(request: Request) -> dict[str, LoadedModel]:
+    return {model.id: model for model in services(request).dispatcher.pool.models()}
+
+
+def _model_body(name: str, source: ModelSource, model: LoadedModel | None) -> dict[str, object]:
+    """What only loading tells is null until then."""
+    kinds = model.kinds if model is not None else source.kinds
+    context_tokens = source.context_tokens
+    if model is not None:
+        context_tokens = model.max_sequence_tokens or model.max_embedding_tokens
     return {
         "id": name,
         "object": "model",
-        "created": model.created,
+        "created": source.created,
         "owned_by": "nexa-runtime",
-        "context_length": model.max_sequence_tokens or model.max_embedding_tokens,
-        "kinds": sorted(kind.value for kind in model.kinds),
+        "context_length": context_tokens,
+        "kinds": None if kinds is None else sorted(kind.value for kind in kinds),
     }

@@ -1,0 +1,282 @@
+"""Several models on one server: loaded on demand, unloaded for each other, shared by all who wait."""
+
+import asyncio
+import os
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from nexa_runtime.serving.library import DEMO_PATH
+from nexa_runtime.serving.probe import probe
+from nexa_runtime.store.importing import import_file
+from nexa_runtime.store.store import ModelStore
+from scripts.bench.make_model import Shape, write_model
+from tests.support import LiveServer, copy_model, wait_until
+
+Make = Callable[..., LiveServer]
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with two chat models and one that embeds."""
+    root, work = tmp_path_factory.mktemp("store"), tmp_path_factory.mktemp("work")
+    made = ModelStore(root)
+    for name in ("one", "two"):
+        import_file(copy_model(work / f"{name}.gguf", name=name), store=made, name=name)
+    write_model(Shape("bert", 2, 64, 128, 4, 4, 64), DEMO_PATH, work / "vec.gguf")
+    import_file(work / "vec.gguf", store=made, name="vec")
+    return root
+
+
+def settings_for(store: Path, tmp_path: Path, **settings: object) -> dict[str, object]:
+    return {
+        "NEXA_MODEL_STORE": str(store),
+        "NEXA_STATE_DIR": str(tmp_path / "state"),
+        "NEXA_CTX_SIZE": 2048,
+        "NEXA_SLOTS": 4,
+        **settings,
+    }
+
+
+def models(server: LiveServer) -> dict[str, dict[str, Any]]:
+    return {one["name"]: one for one in server.http.get("/admin/models").json()["models"]}
+
+
+def loaded(server: LiveServer) -> set[str]:
+    return {name for name, one in models(server).items() if one["state"] == "loaded"}
+
+
+def budget_for_two(make_server: Make, store: Path, tmp_path: Path) -> int:
+    """Bytes for the default model and any two of the others."""
+    server = make_server(**settings_for(store, tmp_path))
+    for name in ("one", "two", "vec"):
+        assert server.http.post(f"/admin/models/{name}/load").status_code == 200
+    sizes = [one["size_bytes"] for name, one in models(server).items() if name != "demo"]
+    demo = models(server)["demo"]["size_bytes"]
+    server.stop()
+    return int(demo + sum(sorted(sizes)[-2:]) + 5_000_000)
+
+
+def ask(server: LiveServer, model: str, **fields: object) -> httpx.Response:
+    return server.chat("What is the capital of France?", model=model, temperature=0, **fields)
+
+
+def embed(server: LiveServer, model: str) -> httpx.Response:
+    return server.http.post("/v1/embeddings", json={"model": model, "input": "Hello"})
+
+
+def test_models_of_the_store_are_loaded_when_they_are_asked_for(
+    make_server: Make, store: Path, tmp_path: Path
+) -> None:
+    server = make_server(**settings_for(store, tmp_path))
+    assert loaded(server) == {"demo"}
+    listed = [model["id"] for model in server.http.get("/v1/models").json()["data"]]
+    assert sorted(listed) == ["demo", "one", "two", "vec"]
+    answers = {
+        ask(server, name).json()["choices"][0]["message"]["content"] for name in ("demo", "one", "two")
+    }
+    assert answers == {"The capital of France is Paris."}
+    assert embed(server, "vec").status_code == 200
+    assert loaded(server) == {"demo", "one", "two", "vec"}
+    wrong = ask(server, "vec")
+    assert (wrong.status_code, wrong.json()["error"]["code"]) == (400, "model_kind_mismatch")
+    missing = ask(server, "three")
+    assert (missing.status_code, missing.json()["error"]["code"]) == (404, "model_not_found")
+    assert wait_until(server.is_idle)
+
+
+def test_all_models_run_at_once_on_one_engine(make_server: Make, store: Path, tmp_path: Path) -> None:
+    server = make_server(**settings_for(store, tmp_path))
+
+    async def run() -> Counter[str]:
+        async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
+            calls = [
+                client.post(
+                    "/v1/chat/completions",
+                    json={
+                        "model": ("demo", "one", "two")[index % 3],
+                        "temperature": 0,
+                        "messages": [{"role": "user", "content": "What is the capital of France?"}],
+                    },
+                )
+                for index in range(24)
+            ]
+            responses = await asyncio.gather(*calls)
+            return Counter(one.json()["choices"][0]["message"]["content"] for one in responses)
+
+    answers = asyncio.run(run())
+    # Batched beside others, two near-equal tokens may change places.
+    assert answers["The capital of France is Paris."] >= 20
+    assert wait_until(server.is_idle)
+
+
+def test_the_least_recently_used_idle_model_goes(make_server: Make, store: Path, tmp_path: Path) -> None:
+    budget = budget_for_two(make_server, store, tmp_path)
+    server = make_server(**settings_for(store, tmp_path, NEXA_MEMORY_BUDGET=budget))
+    assert ask(server, "one").status_code == 200
+    assert ask(server, "two").status_code == 200
+    assert loaded(server) == {"demo", "one", "two"}
+    assert ask(server, "one").status_code == 200
+    assert embed(server, "vec").status_code == 200
+    assert loaded(server) >= {"demo", "one", "vec"}
+    for _ in range(3):
+        assert ask(server, "one").status_code == 200
+        assert ask(server, "two").status_code == 200
+        assert embed(server, "vec").status_code == 200
+    body = server.http.get("/admin/models").json()
+    assert body["used_bytes"] <= body["budget_bytes"] == budget
+
+
+def test_twenty_who_wait_share_one_load(
+    make_server: Make, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = make_server(**settings_for(store, tmp_path))
+    capsys.readouterr()
+
+    async def run() -> list[int]:
+        async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
+            body = {"model": "one", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
+            calls = [client.post("/v1/chat/completions", json=body) for _ in range(20)]
+            return [response.status_code for response in await asyncio.gather(*calls)]
+
+    assert asyncio.run(run()) == [200] * 20
+    assert capsys.readouterr().err.count('"model_loaded"') == 1
+
+
+def test_a_busy_model_is_not_unloaded(make_server: Make, store: Path, tmp_path: Path) -> None:
+    server = make_server(**settings_for(store, tmp_path))
+    with server.stream("Hello", model="one", ignore_eos=True, max_tokens=1500) as stream:
+        events = stream.events()
+        next(events)
+        refused = server.http.post("/admin/models/one/unload")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (409, "model_in_use")
+        next(events)
+    assert wait_until(lambda: server.http.post("/admin/models/one/unload").status_code == 200)
+    assert loaded(server) == {"demo"}
+
+
+def test_a_model_that_never_fits_is_refused_with_both_numbers(
+    make_server: Make, store: Path, tmp_path: Path
+) -> None:
+    server = make_server(**settings_for(store, tmp_path))
+    demo = models(server)["demo"]["size_bytes"]
+    server.stop()
+    tight = make_server(**settings_for(store, tmp_path, NEXA_MEMORY_BUDGET=demo + 2**20))
+    refused = ask(tight, "one")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "model_memory")
+    assert "MiB" in refused.json()["error"]["message"]
+    assert ask(tight, "demo").status_code == 200
+
+
+def test_who_does_not_want_to_wait_is_told_so(make_server: Make, store: Path, tmp_path: Path) -> None:
+    server = make_server(**settings_for(store, tmp_path))
+    body = {"model": "one", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
+    refused = server.http.post("/v1/chat/completions", json=body, headers={"x-nexa-wait": "0"})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "model_loading")
+    assert int(refused.headers["retry-after"]) >= 1
+    assert wait_until(lambda: "one" in loaded(server))
+    answered = server.http.post("/v1/chat/completions", json=body, headers={"x-nexa-wait": "0"})
+    assert answered.status_code == 200
+
+
+def test_who_leaves_while_waiting_gives_the_place_back(
+    make_server: Make, store: Path, tmp_path: Path
+) -> None:
+    server = make_server(**settings_for(store, tmp_path))
+
+    async def run() -> None:
+        async with httpx.AsyncClient(base_url=server.url, timeout=0.05) as client:
+            body = {"model": "two", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
+            calls = [client.post("/v1/chat/completions", json=body) for _ in range(10)]
+            await asyncio.gather(*calls, return_exceptions=True)
+
+    asyncio.run(run())
+    assert wait_until(server.is_idle)
+    assert wait_until(lambda: models(server)["two"]["leases"] == 0)
+
+
+def test_an_idle_model_is_unloaded_and_asking_about_it_does_not_wake_it(
+    make_server: Make, store: Path, tmp_path: Path
+) -> None:
+    server = make_server(**settings_for(store, tmp_path, NEXA_KEEP_ALIVE_S=1))
+    assert ask(server, "one").status_code == 200
+    for path in ("/v1/models", "/v1/models/one", "/admin/models", "/readyz"):
+        assert server.http.get(path).status_code == 200
+    assert wait_until(lambda: loaded(server) == {"demo"})
+    assert ask(server, "one").status_code == 200
+
+
+def resident_bytes() -> int:
+    """Memory of this process, the server's too."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_unloading_gives_the_memory_back(make_server: Make, store: Path, tmp_path: Path) -> None:
+    server = make_server(**settings_for(store, tmp_path))
+    after = []
+    for _ in range(3):
+        assert ask(server, "one").status_code == 200
+        assert server.http.post("/admin/models/one/unload").status_code == 200
+        after.append(resident_bytes())
+    assert after[2] <= 1.1 * after[0]
+
+
+def test_a_load_that_fails_is_remembered_for_a_while(make_server: Make, tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    bad = copy_model(tmp_path / "bad.gguf", chat_template="{% for x in %}")
+    import_file(bad, store=ModelStore(root), name="bad")
+    server = make_server(**settings_for(root, tmp_path))
+    for _ in range(2):
+        refused = ask(server, "bad")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "model_load_failed")
+        assert "template" in refused.json()["error"]["message"]
+    assert models(server)["bad"]["state"] == "failed"
+    assert ask(server, "demo").status_code == 200
+
+
+def test_a_template_bomb_is_found_before_it_is_served(tmp_path: Path) -> None:
+    bomb = "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(999) %}x{% endfor %}"
+    path = copy_model(tmp_path / "bomb.gguf", chat_template=bomb + "{% endfor %}{% endfor %}")
+    start = time.monotonic()
+    verdict = probe([path])
+    assert "too much time or memory" in verdict
+    assert time.monotonic() - start < 300
+    assert probe([DEMO_PATH]) == ""
+
+
+def test_a_default_model_that_is_not_in_the_store(make_server: Any, store: Path, tmp_path: Path) -> None:
+    from nexa_runtime.config import load_settings
+    from nexa_runtime.serving.loading import open_pool
+
+    settings = load_settings(settings_for(store, tmp_path, NEXA_MODEL_ID="llama-3-8b-instruct"))
+    pool = open_pool(settings)
+    assert pool.default is None
+    assert "nexa-runtime pull llama-3-8b-instruct" in pool.library.missing_reason()
+
+
+def test_tenants_get_their_own_models(make_server: Make, store: Path, tmp_path: Path) -> None:
+    tenants = {
+        "first": {"NEXA_MODEL_ID": "one", "NEXA_ALLOWED_MODELS": "one"},
+        "second": {"NEXA_MODEL_ID": "two", "NEXA_ALLOWED_MODELS": "two,vec"},
+    }
+    path = tmp_path / "tenants.yaml"
+    path.write_text(yaml.safe_dump({"tenants": tenants}))
+    server = make_server(**settings_for(store, tmp_path, NEXA_TENANTS_FILE=str(path)))
+    body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
+    for tenant, model in [("first", "one"), ("second", "two")]:
+        headers = {"x-tenant-id": tenant}
+        answered = server.http.post("/v1/chat/completions", json=body, headers=headers)
+        assert (answered.status_code, answered.json()["model"]) == (200, model)
+    for tenant, model in [("first", "two"), ("second", "one"), ("first", "demo")]:
+        refused = server.http.post(
+            "/v1/chat/completions", json={**body, "model": model}, headers={"x-tenant-id": tenant}
+        )
+        assert (refused.status_code, refused.json()["error"]["code"]) == (403, "model_not_allowed")
+    listed = server.http.get("/v1/models", headers={"x-tenant-id": "second"}).json()["data"]
+    assert sorted(model["id"] for model in listed) == ["two", "vec"]
