@@ -216,6 +216,17 @@ def ps(as_json: JsonFlag = False, quiet: QuietFlag = False) -> None:
     command.list_held(_store_settings(), Output(as_json, quiet))
 
 
+@app.command()
+def probe(
+    files: Annotated[list[Path], typer.Argument(help="a GGUF file, or all parts of a split one in order")],
+) -> None:
+    """Try a model in a process of its own, as the server does before it loads one for the first time."""
+    from nexa_runtime.cli import run as run_command
+
+    _settings(quiet=True)
+    run_command.probe(files)
+
+
 keys_app = typer.Typer(help="Keys of tenants.", no_args_is_help=True)
 tenants_app = typer.Typer(help="What tenants may do, and have used.", no_args_is_help=True)
 app.add_typer(keys_app, name="keys")

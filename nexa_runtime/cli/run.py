@@ -7,17 +7,20 @@ Questions are read outside the event loop, so that Ctrl-C interrupts the reading
 import asyncio
 import signal
 import sys
+from pathlib import Path
 
 from rich.console import Console
 
 from nexa_runtime.chat.messages import Message, Role
 from nexa_runtime.cli.loading import load_pool
 from nexa_runtime.config import Settings
-from nexa_runtime.errors import ClientDisconnectedError, NexaError
+from nexa_runtime.errors import ClientDisconnectedError, IntegrityError, NexaError
 from nexa_runtime.serving.dispatcher import Dispatcher
 from nexa_runtime.serving.generation import GenerationOptions, GenerationService
 from nexa_runtime.serving.pool import ModelPool
+from nexa_runtime.serving.probe import probe as find_problem
 from nexa_runtime.serving.tenants import LOCAL_TENANT
+from nexa_runtime.store.gguf import read_header
 
 _talk = Console(stderr=True, highlight=False)
 
@@ -38,6 +41,15 @@ def run(settings: Settings, prompt: str | None) -> None:
                 raise KeyboardInterrupt
         finally:
             runner.run(_stop(dispatcher))
+
+
+def probe(files: list[Path]) -> None:
+    """Say that a model can be served. Raises ``IntegrityError`` with the reason if it cannot."""
+    for file in files:
+        read_header(file)
+    if problem := find_problem(files):
+        raise IntegrityError(f"{files[0].name} cannot be served: {problem}.")
+    _talk.print(f"{files[0].name} can be served.", markup=False)
 
 
 async def _start(pool: ModelPool, settings: Settings) -> Dispatcher:

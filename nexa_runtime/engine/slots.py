@@ -11,7 +11,8 @@ A free slot goes to the tenant with least virtual time. With all slots taken, a 
   weight says; and when it is more than two quanta behind, all of them.
 
 So the virtual times of two tenants that both always have something waiting differ by two quanta and one
-step's charge at most, whatever they hold and however long their answers are.
+step's charge at most, whatever they hold and however long their answers are. (Memory can stand in the way: a
+tenant whose next prompt does not fit beside its own running ones gets no further slot for it.)
 """
 
 from collections import Counter

@@ -35,15 +35,16 @@ _log = get_logger("serving.library")
 class ModelSource:
     """A model that can be loaded. ``names``: the id first. ``paths``: its file, or its parts in order.
 
-    ``kinds``: None where only loading tells. ``spec``: options of the catalog. ``keep_alive_s``: None for
-    good. ``is_pinned``: never unloaded. ``estimate_bytes``: of memory, before it is loaded.
+    ``record``: of the store, if it is from there. ``kinds``: None where only loading tells. ``spec``: options
+    of the catalog. ``keep_alive_s``: None for good. ``is_pinned``: never unloaded. ``estimate_bytes``: of
+    memory, before it is loaded.
     """
 
     names: tuple[str, ...]
     paths: tuple[Path, ...]
     size_bytes: int
     estimate_bytes: int
-    digest: str | None = None
+    record: ModelRecord | None = None
     kinds: frozenset[Kind] | None = None
     context_tokens: int | None = None
     spec: ModelSpec | None = None
@@ -55,6 +56,11 @@ class ModelSource:
     def id(self) -> str:
         """The name it goes by."""
         return self.names[0]
+
+    @property
+    def digest(self) -> str | None:
+        """Of the store: short, and of the content."""
+        return self.record.id if self.record is not None else None
 
     @property
     def created(self) -> int:
@@ -146,7 +152,7 @@ class Library:
             paths=paths,
             size_bytes=record.size_bytes,
             estimate_bytes=_estimate_bytes(record, header, spec),
-            digest=record.id,
+            record=record,
             kinds=_kinds(header, spec),
             context_tokens=record.context_tokens,
             spec=spec,

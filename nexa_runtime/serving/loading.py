@@ -56,8 +56,11 @@ _log = get_logger("serving.loading")
 class Loader:
     """Loads models with the settings of this box. One account per tenant over all of them."""
 
-    def __init__(self, settings: ModelSettings, engine_settings: EngineSettings, prober: Prober) -> None:
+    def __init__(
+        self, settings: ModelSettings, engine_settings: EngineSettings, store: ModelStore, prober: Prober
+    ) -> None:
         self._settings = settings
+        self._store = store
         self._prober = prober
         self._engine_settings = engine_settings
         self._accounts = Accounts()
@@ -68,8 +71,11 @@ class Loader:
         Raises ``ModelFileError``, and ``ConfigError`` where the settings do not fit the model.
         """
         start = time.monotonic()
-        if source.digest is not None:
-            self._prober.check(source.paths, source.digest)
+        if source.record is not None:
+            if not self._store.trusted(source.record):
+                sentence = "its bytes are not those that were pulled (nexa-runtime verify says which)"
+                raise ModelFileError(source.paths[0], sentence)
+            self._prober.check(source.paths, source.record.files[0].sha256)
         options = _options(source)
         if options.lora:
             raise ConfigError(f"The catalog gives {source.id} LoRA adapters; they are not supported yet.")
@@ -113,7 +119,7 @@ def open_pool(settings: Settings) -> ModelPool:
     catalog = Catalog.load(Path(catalog_file).expanduser() if catalog_file else None)
     library = Library(settings.model, settings.pool, store, catalog)
     budget_bytes = settings.pool.memory_budget or int(available_memory_bytes() * _BUDGET_SHARE)
-    load = Loader(settings.model, settings.engine, Prober(state_dir(settings.store)))
+    load = Loader(settings.model, settings.engine, store, Prober(state_dir(settings.store)))
     pool = ModelPool(library, load, settings.pool, budget_bytes=budget_bytes)
     source = library.default
     if source is not None:

@@ -23,9 +23,9 @@ from nexa_runtime.errors import ModelFileError, NexaError
 from nexa_runtime.llama import Context, ContextParams, DecodeStatus, EmbeddingContext, Model
 from nexa_runtime.telemetry import get_logger
 
-_BASE_S = 60
+_BASE_S = 20
 _BYTES_PER_S = 100_000_000
-"""Time that a child may take: a minute, and for each 100 MB a second more."""
+"""Time that a child may take: this, and for each 100 MB a second more."""
 _BASE_BYTES = 8 * 2**30
 """Address space that a child may take beside three times the size of the files."""
 
