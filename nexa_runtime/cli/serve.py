@@ -15,8 +15,10 @@ from nexa_runtime.server.auth import check_exposure
 from nexa_runtime.serving.pool import ModelPool
 from nexa_runtime.tenancy.setup import open_tenancy
 
-_SWITCH_INTERVAL_S = 2e-4
-"""CPython hands the GIL over every 5 ms by default: as long as a whole engine step on a GPU."""
+_GPU_SWITCH_INTERVAL_S = 2e-4
+"""CPython hands the GIL over every 5 ms by default: as long as a whole engine step on a GPU. On a processor
+that is right: with eight clients on a 0.5B model, 75 tokens/s at 5 ms and 63 at 0.2 ms (two cores).
+"""
 
 
 def serve(settings: Settings) -> None:
@@ -25,8 +27,9 @@ def serve(settings: Settings) -> None:
     tenancy = open_tenancy(settings.tenancy, settings.vault)
     listener = bind(settings.server)
     try:
-        sys.setswitchinterval(_SWITCH_INTERVAL_S)
         pool = load_pool(settings)
+        if pool.default is not None and pool.default.model.is_on_gpu:
+            sys.setswitchinterval(_GPU_SWITCH_INTERVAL_S)
         app = App(pool, tenancy, settings)
         _greet(pool, *listener.getsockname()[:2])
         asyncio.run(Server(app, settings.server).serve(sockets=[listener]))
