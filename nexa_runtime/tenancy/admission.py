@@ -25,6 +25,8 @@ from nexa_runtime.tenancy.tenant import Tenant
 WINDOW_S = 60.0
 _MAX_RETRY_S = 60.0
 _SMOOTHING = 0.2
+_MARGIN = 1.5
+"""Requests are not all of one length: whoever comes back should find a place."""
 
 Clock = Callable[[], float]
 
@@ -136,7 +138,7 @@ class _Pace:
         """When to come back, in seconds: those who are refused are given one time after the other, so that
         they do not all come at once.
         """
-        step_s = 1.0 if self._per_request_s is None else self._per_request_s
+        step_s = 1.0 if self._per_request_s is None else _MARGIN * self._per_request_s
         self._booked_until = max(self._booked_until, now) + step_s
         return min(self._booked_until - now, _MAX_RETRY_S)
 

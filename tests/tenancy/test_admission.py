@@ -187,7 +187,7 @@ def test_retry_after_follows_the_rate_at_which_requests_end() -> None:
     for _ in range(SLOTS):
         admission.admit(acme, slots=SLOTS)
     # Whoever is refused gets a time after those who were refused before.
-    assert [retry_after_s() for _ in range(3)] == pytest.approx([12, 24, 36])
+    assert [retry_after_s() for _ in range(3)] == pytest.approx([18, 36, 54])
     assert [retry_after_s() for _ in range(9)][-1] == WINDOW_S
 
 
