@@ -42,13 +42,21 @@ def _split(value: object) -> object:
     return value
 
 
-def _bytes(value: object) -> object:
-    """A number of bytes; ``12G`` means 12 x 2**30."""
-    text = value.strip().upper() if isinstance(value, str) else ""
-    power = {"K": 10, "M": 20, "G": 30, "T": 40}.get(text[-1:], 0)
-    if power and text[:-1].isdecimal():
-        return int(text[:-1]) << power
-    return value
+_UNITS_BYTES = {
+    "": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
+    "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40,
+}  # fmt: skip
+_SIZE = re.compile(r"([0-9]{1,16}(?:\.[0-9]{1,9})?)\s*([A-Z]*)")
+
+
+def parse_bytes(value: object) -> object:
+    """A number of bytes, also as a text: ``6G`` is 6 x 2**30 of them, ``6GB`` 6 x 10**9."""
+    if value is None:
+        return None
+    match = _SIZE.fullmatch(str(value).strip().upper())
+    if match is None or match[2] not in _UNITS_BYTES:
+        raise ValueError("must be bytes, or a text like 6GB")
+    return int(float(match[1]) * _UNITS_BYTES[match[2]]) if match[2] or "." in match[1] else int(match[1])
 
 
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
@@ -171,7 +179,7 @@ class ServingSettings(_Slice):
 class PoolSettings(_Slice):
     """How many models stay loaded, and for how long."""
 
-    memory_budget: Annotated[int | None, BeforeValidator(_bytes)] = Field(
+    memory_budget: Annotated[int | None, BeforeValidator(parse_bytes)] = Field(
         None,
         validation_alias="NEXA_MEMORY_BUDGET",
         ge=1,

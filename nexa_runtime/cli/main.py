@@ -223,8 +223,7 @@ def probe(
     """Try a model in a process of its own, as the server does before it loads one for the first time."""
     from nexa_runtime.cli import run as run_command
 
-    _settings(quiet=True)
-    run_command.probe(files)
+    run_command.probe(_settings(quiet=True), files)
 
 
 keys_app = typer.Typer(help="Keys of tenants.", no_args_is_help=True)

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 import typer
 
 from nexa_runtime.cli import output as words
+from nexa_runtime.cli.client import NobodyError
 from nexa_runtime.cli.output import Bars, Document, Output
-from nexa_runtime.cli.running import NobodyError, ask_held
+from nexa_runtime.cli.running import ask_held
 from nexa_runtime.config import Settings
 from nexa_runtime.errors import IntegrityError, ModelInUseError, NotFoundError, UsageError
 from nexa_runtime.store.catalog import Catalog, ModelSpec, parse_reference

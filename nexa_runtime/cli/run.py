@@ -18,9 +18,10 @@ from nexa_runtime.errors import ClientDisconnectedError, IntegrityError, NexaErr
 from nexa_runtime.serving.dispatcher import Dispatcher
 from nexa_runtime.serving.generation import GenerationOptions, GenerationService
 from nexa_runtime.serving.pool import ModelPool
-from nexa_runtime.serving.probe import probe as find_problem
+from nexa_runtime.serving.probe import Prober
 from nexa_runtime.serving.tenants import LOCAL_TENANT
 from nexa_runtime.store.gguf import read_header
+from nexa_runtime.store.store import state_dir
 
 _talk = Console(stderr=True, highlight=False)
 
@@ -43,11 +44,12 @@ def run(settings: Settings, prompt: str | None) -> None:
             runner.run(_stop(dispatcher))
 
 
-def probe(files: list[Path]) -> None:
+def probe(settings: Settings, files: list[Path]) -> None:
     """Say that a model can be served. Raises ``IntegrityError`` with the reason if it cannot."""
     for file in files:
         read_header(file)
-    if problem := find_problem(files):
+    problem, _ = Prober(state_dir(settings.store)).probe(files)
+    if problem:
         raise IntegrityError(f"{files[0].name} cannot be served: {problem}.")
     _talk.print(f"{files[0].name} can be served.", markup=False)
 

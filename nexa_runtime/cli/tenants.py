@@ -8,18 +8,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import httpx
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from nexa_runtime.config import PLACEHOLDER, ClientSettings, Settings
-from nexa_runtime.errors import ClientError, ConfigError
+from nexa_runtime.cli.client import ask_server
+from nexa_runtime.config import PLACEHOLDER, Settings
+from nexa_runtime.errors import ConfigError
 from nexa_runtime.tenancy.file_source import load_tenants_file
 from nexa_runtime.tenancy.keys import create_key
 from nexa_runtime.tenancy.tenant import check_tenant_id, parse_limits
-
-_TIMEOUT_S = 10.0
 
 
 def create(tenant_id: str, settings: Settings) -> None:
@@ -41,7 +39,7 @@ def create(tenant_id: str, settings: Settings) -> None:
 def list_all(settings: Settings) -> None:
     """A table of the tenants that the server knows."""
     table = Table("tenant", "source", "running", "queued", "cells", "requests", "refused", "tokens in", "out")
-    for one in _ask(settings, "GET", "/admin/tenants")["tenants"]:
+    for one in ask_server(settings, "GET", "/admin/tenants")["tenants"]:
         usage = one["usage"]
         numbers = (
             one["running"], one["queued"], one["resident_cells"],
@@ -104,21 +102,5 @@ def _explain(problems: list[str]) -> int:
 def _config(settings: Settings, tenant_id: str, *, refresh: bool) -> Any:
     path = f"/admin/tenants/{tenant_id}"
     if refresh:
-        return _ask(settings, "POST", f"{path}/refresh")
-    return _ask(settings, "GET", f"{path}/config")
-
-
-def _ask(settings: Settings, method: str, path: str) -> Any:
-    """A running server's answer. Raises ``ClientError`` with its sentence when it refuses."""
-    client: ClientSettings = settings.client
-    key = settings.access.admin_key
-    headers = {"authorization": f"Bearer {key.get_secret_value()}"} if key else {}
-    try:
-        response = httpx.request(method, client.url.rstrip("/") + path, headers=headers, timeout=_TIMEOUT_S)
-        body = response.json()
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-        raise ClientError(client.url, f"gave no answer ({type(error).__name__})") from None
-    if response.status_code != 200:
-        detail = body.get("error", {}) if isinstance(body, dict) else {}
-        raise ClientError(client.url, f"says: {detail.get('message', response.status_code)}")
-    return body
+        return ask_server(settings, "POST", f"{path}/refresh")
+    return ask_server(settings, "GET", f"{path}/config")

@@ -29,6 +29,7 @@ class Engine:
         self._arriving: list[ModelEngine] = []
         self._wake = threading.Event()
         self._is_stopping = False
+        self._gate = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="nexa-engine", daemon=True)
 
     def start(self) -> None:
@@ -41,14 +42,19 @@ class Engine:
         return self._thread.is_alive()
 
     def attach(self, model: ModelEngine) -> None:
-        """Run a model's steps from now on. Any thread."""
-        model.attach(self._wake.set)
-        self._arriving.append(model)
+        """Run a model's steps from now on; it takes no requests once ``stop`` was called. Any thread."""
+        with self._gate:
+            if self._is_stopping:
+                model.close_inbox()
+                return
+            model.attach(self._wake.set)
+            self._arriving.append(model)
         self._wake.set()
 
     def stop(self, timeout_s: float = 30.0) -> bool:
         """Stop every model and the thread with them; False if it did not end."""
-        self._is_stopping = True
+        with self._gate:
+            self._is_stopping = True
         for model in [*self._models, *self._arriving]:
             model.interrupt()
         self._wake.set()

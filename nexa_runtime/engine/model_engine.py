@@ -91,11 +91,15 @@ class ModelEngine:
 
     def stop(self, timeout_s: float = 30.0) -> bool:
         """End every request with ``ShuttingDownError``; False if a step did not end in time."""
-        with self._gate:
-            self.is_stopping = True
+        self.close_inbox()
         self.interrupt()
         self.wake()
         return not self._is_attached or self._has_ended.wait(timeout_s)
+
+    def close_inbox(self) -> None:
+        """Take no more requests. Any thread."""
+        with self._gate:
+            self.is_stopping = True
 
     def interrupt(self) -> None:
         """Make a running step return soon, where llama.cpp can. Any thread."""
@@ -167,6 +171,7 @@ class ModelEngine:
 
     def end(self) -> None:
         """End whatever lives here, for good; from now on nothing touches the contexts."""
+        self.close_inbox()
         self.take_inbox()
         self.fail_all(ShuttingDownError())
 

@@ -11,7 +11,6 @@ from itertools import count
 from typing import TypeVar
 
 import anyio
-from anyio.to_thread import run_sync
 
 from nexa_runtime.config import ServingSettings
 from nexa_runtime.engine.engine import Engine
@@ -23,6 +22,7 @@ from nexa_runtime.llama import SamplingParams
 from nexa_runtime.serving.loaded import Kind, LoadedModel
 from nexa_runtime.serving.pool import ModelLease, ModelPool
 from nexa_runtime.serving.tenants import PUBLIC_TENANT_ID, is_allowed, share_of
+from nexa_runtime.serving.threads import run_to_end
 from nexa_runtime.telemetry import get_logger
 from nexa_runtime.tenancy.admission import Admission, Ticket
 from nexa_runtime.tenancy.tenant import Tenant
@@ -87,8 +87,9 @@ class Dispatcher:
     async def stop(self) -> None:
         """End every request with ``ShuttingDownError`` and take no more. A second call does nothing."""
         self._is_stopping = True
+        self.pool.stop()
         if self._engine is not None:
-            await run_sync(self._engine.stop)
+            await run_to_end(self._engine.stop)
 
     async def close(self) -> None:
         """After ``stop``: free the models, once no worker thread uses them any more."""
@@ -151,8 +152,8 @@ class Dispatcher:
         return next(self._keys)
 
     async def prepare(self, function: Callable[[], ResultT]) -> ResultT:
-        """Run what renders and tokenizes in a worker thread."""
-        return await run_sync(function, limiter=self._threads)
+        """Run what renders and tokenizes in a worker thread, which has ended when this has."""
+        return await run_to_end(function, limiter=self._threads)
 
     def connect(self, key: int, receiver: Callable[[News], None]) -> None:
         """From now on ``receiver`` gets the news of ``key``, on the event loop."""

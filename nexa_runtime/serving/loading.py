@@ -108,6 +108,10 @@ class Loader:
         )
         return loaded
 
+    def interrupt(self) -> None:
+        """Make a file that is being tried fail soon. Any thread; for shutdown."""
+        self._prober.interrupt()
+
 
 def open_pool(settings: Settings) -> ModelPool:
     """A pool over the store, with the default model loaded if it is there. Blocks.

@@ -14,13 +14,14 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import anyio
-from anyio.to_thread import run_sync
 
 from nexa_runtime.config import PoolSettings
 from nexa_runtime.engine.engine import Engine
 from nexa_runtime.errors import (
+    ModelFileError,
     ModelInUseError,
     ModelKindError,
     ModelLoadFailedError,
@@ -29,9 +30,11 @@ from nexa_runtime.errors import (
     ModelNotFoundError,
     NexaError,
     OverloadedError,
+    ShuttingDownError,
 )
 from nexa_runtime.serving.library import Library, ModelSource
 from nexa_runtime.serving.loaded import Kind, LoadedModel
+from nexa_runtime.serving.threads import run_to_end
 from nexa_runtime.telemetry import get_logger
 
 MAX_WAITING = 256
@@ -44,8 +47,15 @@ _IDLE_CHECK_S = 1.0
 
 _log = get_logger("serving.pool")
 
-Load = Callable[[ModelSource, int], LoadedModel]
-"""Loads a source with so many bytes to spare. Blocks."""
+
+class Load(Protocol):
+    """How a model is loaded."""
+
+    def __call__(self, source: ModelSource, free_bytes: int) -> LoadedModel:
+        """Load a source with so many bytes to spare. Blocks."""
+
+    def interrupt(self) -> None:
+        """Make what is being loaded fail soon, where that can be. Any thread; for shutdown."""
 
 
 @dataclass(slots=True)
@@ -68,6 +78,12 @@ class _Entry:
     def held_bytes(self) -> int:
         """Memory of the loaded model: weights and cells as they are, buffers as they were estimated."""
         return 0 if self.model is None else max(self.model.memory_bytes, self.source.estimate_bytes)
+
+    @property
+    def is_idle(self) -> bool:
+        """Loaded, and nobody uses it or is about to: those who waited for it have their turn first."""
+        is_awaited = bool(self.num_waiting) and not self.is_draining
+        return self.model is not None and not self.num_leases and not is_awaited
 
     @property
     def state(self) -> str:
@@ -106,9 +122,11 @@ class ModelPool:
         self._engine: Engine | None = None
         self._changing = asyncio.Lock()
         """Held while a model is loaded or unloaded: one at a time."""
-        self._released = asyncio.Event()
+        self._left = asyncio.Event()
+        """Somebody uses a model, or waits for one, no longer."""
         self._listeners: list[Callable[[LoadedModel], None]] = []
         self._sweeper: asyncio.Task[None] | None = None
+        self._is_stopping = False
 
     def adopt(self, source: ModelSource, model: LoadedModel) -> None:
         """Take a model in that was loaded already, before ``start``."""
@@ -130,16 +148,22 @@ class ModelPool:
                 self._begin_loading(entry)
         self._sweeper = asyncio.create_task(self._sweep())
 
-    async def close(self) -> None:
-        """Free every model. The engine has stopped, and nobody holds a lease any more."""
+    def stop(self) -> None:
+        """Load nothing more: who waits for a model gets ``ShuttingDownError``. A second call does nothing."""
+        self._is_stopping = True
         if self._sweeper is not None:
             self._sweeper.cancel()
-        tasks = [entry.loading for entry in self._entries.values() if entry.loading is not None]
-        await asyncio.gather(*tasks, return_exceptions=True)
-        for entry in self._entries.values():
-            if entry.model is not None:
-                await run_sync(entry.model.close)
-                entry.model = None
+        self._load_model.interrupt()
+        self._left.set()
+
+    async def close(self) -> None:
+        """After ``stop``: free every model. The engine has stopped, and nobody holds a lease any more."""
+        loads = [entry.loading for entry in self._entries.values() if entry.loading is not None]
+        await asyncio.gather(*loads, return_exceptions=True)
+        async with self._changing:
+            for entry in self._entries.values():
+                if entry.model is not None:
+                    await self._unload(entry)
 
     @property
     def default(self) -> LoadedModel | None:
@@ -168,7 +192,7 @@ class ModelPool:
         """The model of that name, loaded if need be. ``is_patient``: wait for that.
 
         Raises ``ModelNotFoundError``, ``ModelKindError``, ``ModelLoadingError``, ``ModelLoadFailedError``,
-        ``ModelMemoryError``, ``OverloadedError``.
+        ``ModelMemoryError``, ``OverloadedError``, ``ShuttingDownError``.
         """
         source = self.find(name)
         if source.kinds is not None and kind not in source.kinds:
@@ -250,6 +274,7 @@ class ModelPool:
             raise ModelLoadingError(name, timeout_s, 10.0) from None
         finally:
             entry.num_waiting -= 1
+            self._left.set()
 
     def _begin_loading(self, entry: _Entry) -> asyncio.Task[LoadedModel]:
         """The one load of a model that is under way, begun now if there is none."""
@@ -265,15 +290,18 @@ class ModelPool:
         start = time.monotonic()
         try:
             async with self._changing:
+                if entry.model is not None:  # it was being drained, and its memory was not taken after all
+                    entry.is_draining = False
+                    return entry.model
                 await self._make_room(entry)
                 free_bytes = self.budget_bytes - self.used_bytes
-                model = await run_sync(self._load_model, source, free_bytes)
-        except (ModelMemoryError, ModelLoadingError):
+                model = await run_to_end(lambda: self._load_model(source, free_bytes))
+        except (ModelMemoryError, ModelLoadingError, ShuttingDownError):
             raise
         except Exception as error:
             entry.failed_at = time.monotonic()
-            entry.failure = str(error) if isinstance(error, NexaError) else type(error).__name__
-            _log.warning("model_load_failed", model=source.id, reason=entry.failure)
+            entry.failure = _reason(error)
+            _log.warning("model_load_failed", model=source.id, reason=str(error))
             raise ModelLoadFailedError(source.id, entry.failure, FAILED_S) from error
         finally:
             entry.loading = None
@@ -286,35 +314,38 @@ class ModelPool:
     async def _make_room(self, wanted: _Entry) -> None:
         """Unload idle models until ``wanted`` fits, and drain busy ones.
 
-        Raises ``ModelMemoryError`` when it never fits, ``ModelLoadingError`` when nobody waits any more.
+        Raises ``ModelMemoryError`` when it never fits, ``ModelLoadingError`` when nobody waits any more, and
+        ``ShuttingDownError``.
         """
         source = wanted.source
         needed = source.estimate_bytes
-        if wanted.model is not None:  # it was drained, and is wanted again
-            await self._unload(wanted)
-        while self.used_bytes + needed > self.budget_bytes:
+        while True:
+            if self._is_stopping:
+                raise ShuttingDownError
+            if self.used_bytes + needed <= self.budget_bytes:
+                return
             loaded = [entry for entry in self._entries.values() if entry.model is not None]
             movable = [entry for entry in loaded if not entry.source.is_pinned]
             held = sum(entry.held_bytes for entry in loaded if entry not in movable)
             if held + needed > self.budget_bytes:
                 raise ModelMemoryError(source.id, needed, self.budget_bytes - held)
-            idle = [entry for entry in movable if not entry.num_leases]
+            idle = [entry for entry in movable if entry.is_idle]
             if idle:
                 await self._unload(min(idle, key=lambda entry: entry.last_used))
                 continue
             if not wanted.num_waiting:
                 raise ModelLoadingError(source.id, None, 10.0)
             oldest = min(movable, key=lambda entry: entry.loaded_at)
-            self._released.clear()
+            self._left.clear()
             with anyio.move_on_after(max(oldest.loaded_at + DRAIN_AFTER_S - time.monotonic(), 0.05)):
-                await self._released.wait()
+                await self._left.wait()
             oldest.is_draining = time.monotonic() - oldest.loaded_at >= DRAIN_AFTER_S
 
     async def _unload(self, entry: _Entry) -> None:
         model, entry.model = entry.model, None
         entry.is_draining = False
         assert model is not None
-        await run_sync(model.close)
+        await run_to_end(model.close)
         _log.info("model_unloaded", model=entry.source.id)
 
     def _run(self, model: LoadedModel) -> None:
@@ -327,7 +358,7 @@ class ModelPool:
         entry.num_leases -= 1
         entry.last_used = time.monotonic()
         if not entry.num_leases:
-            self._released.set()
+            self._left.set()
 
     def _entry(self, source: ModelSource) -> _Entry:
         entry = self._entries.get(source.id)
@@ -345,8 +376,15 @@ class ModelPool:
             for entry in list(self._entries.values()):
                 keep_s = entry.source.keep_alive_s
                 is_over = keep_s is not None and now - entry.last_used > keep_s
-                if entry.model is None or entry.num_leases or entry.source.is_pinned or not is_over:
+                if not entry.is_idle or entry.source.is_pinned or not is_over:
                     continue
                 async with self._changing:
-                    if entry.model is not None and not entry.num_leases:
+                    if entry.is_idle:
                         await self._unload(entry)
+
+
+def _reason(error: Exception) -> str:
+    """For whoever asked: paths of this box are for its owner's log."""
+    if isinstance(error, ModelFileError):
+        return f"{error.reason}."
+    return str(error) if isinstance(error, NexaError) else f"an internal error ({type(error).__name__})."

@@ -8,11 +8,14 @@ renders one chat with its template and computes one token; whatever it does to i
 """
 
 import json
+import os
 import resource
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +26,11 @@ from nexa_runtime.errors import ModelFileError, NexaError
 from nexa_runtime.llama import Context, ContextParams, DecodeStatus, EmbeddingContext, Model
 from nexa_runtime.telemetry import get_logger
 
+_PATIENCE = 5
+"""How much longer than its processor time a child may take in all: disks are slow, and the box is busy."""
 _BASE_S = 20
 _BYTES_PER_S = 100_000_000
-"""Time that a child may take: this, and for each 100 MB a second more."""
+"""Processor time that a child may take: this, and for each 100 MB a second more."""
 _BASE_BYTES = 8 * 2**30
 """Address space that a child may take beside three times the size of the files."""
 
@@ -37,7 +42,10 @@ class Prober:
 
     def __init__(self, folder: Path) -> None:
         self._file = folder / "probes.json"
+        self._version = metadata.version("llama-cpp-python")
         self._verdicts: dict[str, str] = {}
+        self._child: subprocess.Popen[bytes] | None = None
+        self._is_stopping = False
         with suppress(OSError, ValueError, AttributeError):
             known = json.loads(self._file.read_text())
             self._verdicts = {str(name): str(verdict) for name, verdict in known.items()}
@@ -47,12 +55,47 @@ class Prober:
 
         Raises ``ModelFileError`` with the reason.
         """
-        verdict = self._verdicts.get(digest)
-        if verdict is None:
-            verdict = self._verdicts[digest] = probe(paths)
-            self._save()
-        if verdict:
-            raise ModelFileError(paths[0], verdict)
+        key = f"{digest} {self._version}"
+        problem = self._verdicts.get(key)
+        if problem is None:
+            problem, is_final = self.probe(paths)
+            if is_final:
+                self._verdicts[key] = problem
+                self._save()
+        if problem:
+            raise ModelFileError(paths[0], problem)
+
+    def probe(self, paths: Sequence[Path]) -> tuple[str, bool]:
+        """Why a model cannot be served, empty if it can; and whether that holds for good. Blocks.
+
+        A child that was killed, or that a busy box did not let finish, says nothing about the file.
+        """
+        size_bytes = sum(path.stat().st_size for path in paths)
+        limit_s = _BASE_S + size_bytes // _BYTES_PER_S
+        command = [sys.executable, "-m", __name__, str(limit_s), str(_BASE_BYTES + 3 * size_bytes)]
+        # Without a GPU: it would reserve more addresses than the limit allows.
+        env = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+        pipe, null = subprocess.PIPE, subprocess.DEVNULL
+        with subprocess.Popen(
+            [*command, *map(str, paths)], stdin=null, stdout=pipe, stderr=null, env=env
+        ) as child:
+            self._child = child
+            if self._is_stopping:
+                child.kill()
+            try:
+                output, _ = child.communicate(timeout=_PATIENCE * limit_s)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                return f"it took longer than {_PATIENCE * limit_s} seconds to load", False
+            finally:
+                self._child = None
+        return _verdict(output, child.returncode)
+
+    def interrupt(self) -> None:
+        """End a child that runs. Any thread; for shutdown."""
+        self._is_stopping = True
+        if (child := self._child) is not None:
+            child.kill()
 
     def _save(self) -> None:
         with suppress(OSError):
@@ -62,28 +105,17 @@ class Prober:
             draft.replace(self._file)
 
 
-def probe(paths: Sequence[Path]) -> str:
-    """Why a model cannot be served; empty if it can. Blocks."""
-    size_bytes = sum(path.stat().st_size for path in paths)
-    limit_s = _BASE_S + size_bytes // _BYTES_PER_S
-    command = [sys.executable, "-m", __name__, str(limit_s), str(_BASE_BYTES + 3 * size_bytes)]
-    try:
-        done = subprocess.run(
-            [*command, *map(str, paths)],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=2 * limit_s,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return f"it took longer than {2 * limit_s} seconds to load"
-    lines = done.stdout.decode("utf-8", "replace").strip().splitlines()
+def _verdict(output: bytes, status: int) -> tuple[str, bool]:
+    """What a child's end means, and whether it would be the same another time."""
+    lines = output.decode("utf-8", "replace").strip().splitlines()
     with suppress(ValueError, IndexError, KeyError, TypeError):
-        return str(json.loads(lines[-1])["problem"])
-    _log.warning("probe_died", status=done.returncode)
-    if done.returncode in (-9, -24):  # SIGKILL, SIGXCPU
-        return "loading it took too much time or memory"
-    return f"loading it ended the process that tried ({_ending(done.returncode)})"
+        return str(json.loads(lines[-1])["problem"]), True
+    _log.warning("probe_died", status=status)
+    if status == -signal.SIGXCPU:
+        return "loading it took too much time", True
+    if status == -signal.SIGKILL:
+        return "the process that tried it was killed", False
+    return f"loading it ended the process that tried ({_ending(status)})", True
 
 
 def _ending(status: int) -> str:

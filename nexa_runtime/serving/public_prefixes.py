@@ -11,7 +11,6 @@ has them computed at the start, and the engine keeps them for good.
 from pathlib import Path
 
 import numpy as np
-import yaml
 
 from nexa_runtime.chat.messages import Message, Role
 from nexa_runtime.chat.template import ChatTemplate
@@ -19,8 +18,10 @@ from nexa_runtime.engine.kv_cache import common_prefix
 from nexa_runtime.errors import ConfigError, InvalidRequestError
 from nexa_runtime.llama import Vocab
 from nexa_runtime.serving.prompts import Tokens, with_bos
+from nexa_runtime.strict_yaml import ShapeError, document, read_file
 
 MAX_PREFIXES = 8
+WHAT = "file of public prefixes"
 _KINDS = ("system", "text")
 
 
@@ -30,26 +31,20 @@ def read_public_prefixes(path: Path, template: ChatTemplate, vocab: Vocab) -> tu
 
 
 def _read(path: Path) -> list[tuple[str, str]]:
-    what = f"NEXA_PUBLIC_PREFIXES_FILE ({path})"
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{what} cannot be read: {type(error).__name__}.") from None
-    entries = content.get("prefixes") if isinstance(content, dict) else None
-    if not isinstance(entries, list) or len(entries) > MAX_PREFIXES:
-        raise ConfigError(f"{what} must have a list named prefixes with at most {MAX_PREFIXES} entries.")
-    prefixes = []
-    for index, entry in enumerate(entries):
-        items = list(entry.items()) if isinstance(entry, dict) else []
-        if (
-            len(items) != 1
-            or items[0][0] not in _KINDS
-            or not isinstance(items[0][1], str)
-            or not items[0][1]
-        ):
-            raise ConfigError(f"{what}: prefixes[{index}] must have one of system and text, with a text.")
-        prefixes.append(items[0])
-    return prefixes
+    with document(read_file(path, WHAT), path, WHAT) as (loader, root):
+        content = loader.construct_document(root) if root is not None else None
+        entries = content.get("prefixes") if isinstance(content, dict) else None
+        if not isinstance(entries, list) or len(entries) > MAX_PREFIXES:
+            raise ShapeError(f"must have a list named prefixes with at most {MAX_PREFIXES} entries")
+        return [_entry(index, entry) for index, entry in enumerate(entries)]
+
+
+def _entry(index: int, entry: object) -> tuple[str, str]:
+    items = list(entry.items()) if isinstance(entry, dict) else []
+    if len(items) != 1 or items[0][0] not in _KINDS or not isinstance(items[0][1], str) or not items[0][1]:
+        raise ShapeError(f"must have one of system and text, with a text, at prefixes[{index}]")
+    kind, text = items[0]
+    return kind, text
 
 
 def _tokens(kind: str, text: str, template: ChatTemplate, vocab: Vocab) -> Tokens:

@@ -30,6 +30,7 @@ from pydantic import (
 )
 
 import nexa_runtime
+from nexa_runtime.config import parse_bytes
 from nexa_runtime.errors import ConfigError, NotFoundError, UsageError
 from nexa_runtime.store.catalog_file import Entry, read_entries
 from nexa_runtime.store.reference import (
@@ -59,11 +60,6 @@ _LATEST = ":latest"
 
 _UNITS_S = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 _DURATION = re.compile(r"(-?[0-9]{1,9}(?:\.[0-9]{1,9})?)([smhd]?)")
-_UNITS_BYTES = {
-    "": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
-    "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40,
-}  # fmt: skip
-_SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)\s*([A-Z]*)")
 
 
 def _seconds(value: object) -> object:
@@ -74,16 +70,6 @@ def _seconds(value: object) -> object:
     if match is None:
         raise ValueError("must be seconds, or a text like 10m; -1 for good")
     return float(match[1]) * _UNITS_S[match[2]]
-
-
-def _bytes(value: object) -> object:
-    """A number of bytes, or like ``6GB`` or ``6G``, which means 6 x 2**30."""
-    if value is None:
-        return None
-    match = _SIZE.fullmatch(str(value).strip().upper())
-    if match is None or match[2] not in _UNITS_BYTES:
-        raise ValueError("must be bytes, or a text like 6GB")
-    return int(float(match[1]) * _UNITS_BYTES[match[2]])
 
 
 def _of_folder(path: str, info: ValidationInfo) -> str:
@@ -140,7 +126,7 @@ class ModelSpec(_Part):
     engine: EngineOptions = EngineOptions()
     keep_alive: Annotated[float | None, BeforeValidator(_seconds)] = Field(default=None, le=31_536_000)
     preload: bool = False
-    memory_hint: Annotated[int | None, BeforeValidator(_bytes)] = Field(default=None, ge=1, le=2**50)
+    memory_hint: Annotated[int | None, BeforeValidator(parse_bytes)] = Field(default=None, ge=1, le=2**50)
     size_gb: float | None = Field(default=None, gt=0, le=100_000)
     verified: bool = False
     description: str = Field(default="", max_length=1000)

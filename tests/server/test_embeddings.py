@@ -145,6 +145,15 @@ def test_a_client_that_leaves_is_forgotten(make_server: Any) -> None:
     assert wait_until(lambda: not lane._jobs)
 
 
+def test_who_leaves_while_texts_are_tokenized_and_the_server_stops(make_server: Any) -> None:
+    """The vocabulary is not freed under the thread that reads it: that would end the process."""
+    server = make_server()
+    for _ in range(3):
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{server.url}/v1/embeddings", json={"input": ["word " * 300] * 2000}, timeout=0.1)
+    server.stop()
+
+
 def test_a_model_that_only_embeds(make_server: Any, tmp_path: Path) -> None:
     path = tmp_path / "encoder.gguf"
     write_model(Shape("bert", 2, 64, 128, 4, 4, 64), DEMO_PATH, path)

@@ -222,7 +222,7 @@ def test_two_models_of_one_name_are_an_error(load: Load, path: Path, second: str
         ("models: {}", "must hold one list"),
         ("models: []\nmore: 1", "must hold one list"),
         ("models:\n  - 7", "not a mapping of fields (line 2)"),
-        ("models:\n  - {name: a, name: b}", "the field name twice (line 2)"),
+        ("models:\n  - {name: a, name: b}", "a key twice (line 2)"),
         ("models:\n  - {[a]: b}", "not a plain word (line 2)"),
         ("models:\n  - name: !!python/object:os.system x", "not valid YAML (line 2)"),
         ("models:\n  - name: !!bool maybe", "not valid YAML"),
