@@ -322,7 +322,8 @@ class ModelNotFoundError(RequestError):
     def __init__(self, name: str, served: Sequence[str]) -> None:
         self.name = name
         super().__init__(
-            f'The model "{name[:200]}" is not served here; there is: {", ".join(served)}.', param="model"
+            f'The model "{name[:200]}" is not served here; there is: {", ".join(served) or "none"}.',
+            param="model",
         )
 
 

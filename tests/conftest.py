@@ -1,5 +1,6 @@
 """Fixtures: the bundled model, loaded once, and servers on real sockets."""
 
+import signal
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -10,6 +11,8 @@ from nexa_runtime.telemetry import configure_logging
 from tests.support import LiveServer, free_settings
 
 configure_logging("INFO")
+# Started in the background of a script, these tests and every command they start would ignore Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -32,8 +32,8 @@ _RESOLVE = re.compile(r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<p
 _SIGNED = re.compile(r"/signed/(?P<sha256>[0-9a-f]{64})")
 
 FaultKind = Literal[
-    "drop", "reset", "stall", "short", "flip", "ignore_range", "no_range", "other_range", "encoded", "html",
-    "status",
+    "drop", "reset", "stall", "drip", "short", "flip", "ignore_range", "no_range", "other_range", "encoded",
+    "html", "status",
 ]  # fmt: skip
 
 
@@ -41,8 +41,9 @@ FaultKind = Literal[
 class Fault:
     """Goes wrong ``times`` times, where the request's path contains ``where``.
 
-    drop, reset, stall: after ``at`` bytes of an answer. short: a whole answer that is only ``at`` bytes long.
-    flip: the byte at ``at`` of the file. ignore_range: 200 instead of 206. no_range: 416 to any range.
+    drop, reset, stall, drip (a byte now and then): after ``at`` bytes of an answer. short: a whole answer
+    that is only ``at`` bytes long. flip: the byte at ``at`` of the file. ignore_range: 200 instead of 206.
+    no_range: 416 to any range.
     other_range: another part than was asked for. encoded: a Content-Encoding. html: a page with status 200.
     status: ``status`` and, where given, ``retry_after``.
     """
@@ -288,7 +289,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send_pieces(self, sha256: str, body: bytes, faults: list[Fault]) -> None:
         standin = self.server.standin
-        ends = {fault.at: fault.kind for fault in faults if fault.kind in ("drop", "reset", "stall")}
+        ends = {fault.at: fault.kind for fault in faults if fault.kind in ("drop", "reset", "stall", "drip")}
         end = min(ends, default=len(body))
         size = PIECE_BYTES if standin.bytes_per_s else 1 << 16
         with suppress(OSError):
@@ -300,12 +301,21 @@ class _Handler(BaseHTTPRequestHandler):
                 if standin.bytes_per_s:
                     time.sleep(len(piece) / standin.bytes_per_s)
         if end in ends:
-            self._tear(ends[end])
+            self._tear(ends[end], sha256, body[end:])
 
-    def _tear(self, kind: FaultKind) -> None:
+    def _tear(self, kind: FaultKind, sha256: str, rest: bytes) -> None:
+        standin = self.server.standin
         self.close_connection = True
         if kind == "stall":
-            self.server.standin.closing.wait(30)
+            standin.closing.wait(30)
+        if kind == "drip":
+            with suppress(OSError):
+                for at in range(len(rest)):
+                    if standin.closing.wait(0.01):
+                        break
+                    self.wfile.write(rest[at : at + 1])
+                    with standin.lock:
+                        standin.bytes_sent[sha256] += 1
         if kind == "reset":
             # What the client has not read yet would be lost with the connection.
             time.sleep(0.05)

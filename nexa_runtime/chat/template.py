@@ -1,8 +1,8 @@
 """Messages to the prompt that a model was trained on.
 
-Owns the Jinja environment, as Hugging Face defines it for chat templates, and the guard that keeps a user's
-text from turning into control tokens. It never tokenizes and never sees the engine. ``serving`` calls it from
-worker threads.
+Owns what a template is given, as Hugging Face defines it, and the guard that keeps a user's text from turning
+into control tokens; ``sandbox`` keeps the template itself within bounds. It never tokenizes and never sees
+the engine. ``serving`` calls it from worker threads.
 
 The guard: inside every control token that a *user's* text spells out, one character that Unicode reserves for
 internal use is put. Whoever tokenizes the prompt drops it and leaves what it broke up as plain text
@@ -17,9 +17,9 @@ from datetime import datetime
 from typing import Any
 
 import jinja2
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from nexa_runtime.chat.messages import Message, Role
+from nexa_runtime.chat.sandbox import Sandbox, bounded
 from nexa_runtime.errors import InvalidRequestError
 
 CHATML = (
@@ -50,9 +50,7 @@ class ChatTemplate:
     def __init__(
         self, source: str, *, bos_text: str = "", eos_text: str = "", control_texts: Collection[str] = ()
     ) -> None:
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
+        environment = Sandbox()
         environment.filters["tojson"] = _to_json
         environment.globals.update(raise_exception=_raise, strftime_now=_strftime_now)
         try:
@@ -72,11 +70,12 @@ class ChatTemplate:
         turns = list(messages)
         guard = _unused_guard(turns)
         try:
-            text = self._template.render(
-                messages=[self._turn(message, guard) for message in turns],
-                add_generation_prompt=True,
-                **self._globals,
-            )
+            with bounded():
+                text = self._template.render(
+                    messages=[self._turn(message, guard) for message in turns],
+                    add_generation_prompt=True,
+                    **self._globals,
+                )
         except jinja2.TemplateError as error:
             message = f"The model's chat template refuses these messages: {error.message}"
             raise InvalidRequestError(message, param="messages") from None

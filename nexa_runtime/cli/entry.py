@@ -4,7 +4,7 @@ Imports the rest only inside ``main``, so that Ctrl-C is quiet from the first mo
 on stderr, or with ``--json`` one document on stdout.
 
 Exit codes: 0 done, 1 it could not be done, 2 wrong usage, 3 not found, 4 gated or not authorised, 5 no space,
-6 damaged, 7 network or hub (what came is kept: try again), 130 interrupted.
+6 damaged or not to be served, 7 network or hub (what came is kept: try again), 130 interrupted.
 """
 
 import os
@@ -35,6 +35,7 @@ def exit_code(error: Exception) -> int:
         errors.HubAccessError: 4,
         errors.NoSpaceError: 5,
         errors.IntegrityError: 6,
+        errors.ModelFileError: 6,
         errors.HubUnavailableError: 7,
     }
     return next((code for cls, code in codes.items() if isinstance(error, cls)), 1)
@@ -107,5 +108,5 @@ def _report(code: str, sentence: str, status: int, *, as_json: bool) -> int:
         sys.stdout.write(output.json_text(output.error_document(code, sentence, status)) + "\n")
         sys.stdout.flush()
     else:
-        sys.stderr.write(f"{os.path.basename(sys.argv[0])}: {sentence}\n")
+        sys.stderr.write(f"{os.path.basename(sys.argv[0])}: {output.clean(sentence)}\n")
     return status

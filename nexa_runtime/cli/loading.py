@@ -1,18 +1,26 @@
 """Loads the model so that Ctrl-C ends the wait.
 
+Owns the thread, and the sentence for a path with no model at it. ``serve`` and ``run`` call it.
+
 llama.cpp calls back into Python while it loads; an interrupt that arrives there would be swallowed. So it
 loads on a thread of its own, and the main thread waits.
 """
 
 import threading
+from pathlib import Path
 
 from nexa_runtime.config import Settings
 from nexa_runtime.serving.loading import open_pool
 from nexa_runtime.serving.pool import ModelPool
+from nexa_runtime.store.gguf import read_header
+from nexa_runtime.store.importing import find_files
+from nexa_runtime.store.reference import parse_path
 
 
 def load_pool(settings: Settings) -> ModelPool:
     """The pool with the model that the settings name. Raises ``NexaError``, ``KeyboardInterrupt``."""
+    for file in _named_files(settings.model.model_id):
+        read_header(file)
     done: list[ModelPool | BaseException] = []
 
     def load() -> None:
@@ -27,3 +35,9 @@ def load_pool(settings: Settings) -> ModelPool:
     if isinstance(done[0], BaseException):
         raise done[0]
     return done[0]
+
+
+def _named_files(name: str) -> tuple[Path, ...]:
+    """The files of a model that is named by its path; none for another. Raises ``NexaError``."""
+    path = parse_path(name) or (Path(name) if name.lower().endswith(".gguf") else None)
+    return () if path is None else find_files(path)

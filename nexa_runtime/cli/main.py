@@ -19,6 +19,7 @@ from nexa_runtime.config import (
     env_names,
     load_settings,
 )
+from nexa_runtime.store.reference import check_text
 from nexa_runtime.telemetry import configure_logging
 
 app = typer.Typer(
@@ -89,15 +90,18 @@ def serve(
 
 @app.command()
 def run(
-    model: Annotated[str, typer.Argument(help="a name in the store, `demo` (bundled), or a GGUF file")],
-    prompt: Annotated[str | None, typer.Argument(help="what to ask; none: a chat")] = None,
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="a name in the store, `demo` (bundled), or a GGUF file")
+    ],
+    prompt: Annotated[str | None, typer.Argument(metavar="PROMPT", help="what to ask; none: a chat")] = None,
     ctx_size: CtxSizeFlag = None,
     threads: ThreadsFlag = None,
     gpu_layers: GpuLayersFlag = None,
+    as_json: JsonFlag = False,
 ) -> None:
     """Ask a model in the terminal; the answer streams to stdout."""
     settings = _settings(
-        NEXA_MODEL_ID=model,
+        NEXA_MODEL_ID=check_text(model),
         NEXA_SLOTS=1,
         NEXA_CTX_SIZE=ctx_size,
         NEXA_THREADS=threads,
@@ -106,7 +110,7 @@ def run(
     )
     from nexa_runtime.cli import run as command
 
-    command.run(settings, prompt)
+    command.run(settings, Output(as_json), prompt)
 
 
 @app.command()
@@ -114,7 +118,8 @@ def pull(
     model: Annotated[
         str,
         typer.Argument(
-            help="a name of the catalog, `org/repo[:QUANT][@revision]`, or its address on the hub"
+            metavar="MODEL",
+            help="a name of the catalog, `org/repo[:QUANT][@revision]`, or its address on the hub",
         ),
     ],
     revision: Annotated[
@@ -160,7 +165,7 @@ def show_model(
 
 @app.command()
 def rm(
-    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="names or aliases in the store")],
+    models: Annotated[list[str], typer.Argument(metavar="MODEL", help="names or aliases in the store")],
     force: Annotated[bool, typer.Option("--force", help="also where a running server uses it")] = False,
     dry_run: DryRunFlag = False,
     as_json: JsonFlag = False,
@@ -176,7 +181,7 @@ def rm(
 @app.command()
 def verify(
     models: Annotated[
-        list[str] | None, typer.Argument(metavar="[MODEL]...", help="names or aliases; none: all")
+        list[str] | None, typer.Argument(metavar="MODEL", help="names or aliases; none: all")
     ] = None,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
@@ -197,15 +202,20 @@ def gc(dry_run: DryRunFlag = False, as_json: JsonFlag = False, quiet: QuietFlag 
 
 @app.command("import")
 def import_model(
-    path: Annotated[Path, typer.Argument(help="a GGUF file; of a split model the first part")],
+    path: Annotated[
+        Path,
+        typer.Argument(metavar="PATH", readable=False, help="a GGUF file; of a split model the first part"),
+    ],
     name: Annotated[str | None, typer.Option("--name", help="what it is called in the store")] = None,
+    force: Annotated[bool, typer.Option("--force", help="also in the place of another model")] = False,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
     """Copy a GGUF file into the store."""
     from nexa_runtime.cli import models as command
 
-    command.import_path(_store_settings(), Output(as_json, quiet), path, name=name)
+    settings, output = _store_settings(), Output(as_json, quiet)
+    command.import_path(settings, output, path, name=name, is_forced=force)
 
 
 @app.command()
@@ -218,12 +228,20 @@ def ps(as_json: JsonFlag = False, quiet: QuietFlag = False) -> None:
 
 @app.command()
 def probe(
-    files: Annotated[list[Path], typer.Argument(help="a GGUF file, or all parts of a split one in order")],
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="FILE",
+            readable=False,  # the sentence is ours
+            help="a GGUF file; of a split model the first part, or all in order",
+        ),
+    ],
+    as_json: JsonFlag = False,
 ) -> None:
     """Try a model in a process of its own, as the server does before it loads one for the first time."""
-    from nexa_runtime.cli import run as run_command
+    from nexa_runtime.cli import run as command
 
-    run_command.probe(_settings(quiet=True), files)
+    command.probe(_settings(quiet=True), Output(as_json), files)
 
 
 keys_app = typer.Typer(help="Keys of tenants.", no_args_is_help=True)

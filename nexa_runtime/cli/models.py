@@ -22,9 +22,9 @@ from nexa_runtime.cli.output import Bars, Document, Output
 from nexa_runtime.cli.running import ask_held
 from nexa_runtime.config import Settings
 from nexa_runtime.errors import IntegrityError, ModelInUseError, NotFoundError, UsageError
-from nexa_runtime.store.catalog import Catalog, ModelSpec, parse_reference
+from nexa_runtime.store.catalog import Catalog, ModelSpec, nearest, parse_reference
 from nexa_runtime.store.gguf import GgufHeader, read_header
-from nexa_runtime.store.reference import check_revision
+from nexa_runtime.store.reference import check_revision, parse_hub
 from nexa_runtime.store.store import (
     ModelRecord,
     ModelStore,
@@ -76,7 +76,7 @@ def pull(settings: Settings, output: Output, text: str, *, revision: str | None,
         _show_record(output, pulled)
 
 
-def import_path(settings: Settings, output: Output, path: Path, *, name: str | None) -> None:
+def import_path(settings: Settings, output: Output, path: Path, *, name: str | None, is_forced: bool) -> None:
     """Copy a GGUF file into the store. Raises ``StoreError``, ``KeyboardInterrupt``."""
     from nexa_runtime.store.importing import import_file
 
@@ -86,6 +86,7 @@ def import_path(settings: Settings, output: Output, path: Path, *, name: str | N
             Path(os.path.expanduser(path)),
             store=store,
             name=name,
+            is_forced=is_forced,
             on_event=lambda event: _show_event(bars, event),
         )
     _show_record(output, record)
@@ -167,10 +168,10 @@ def list_catalog(settings: Settings, output: Output) -> None:
 
 def show(settings: Settings, output: Output, name: str) -> None:
     """What a model is. Raises ``NotFoundError``, and ``IntegrityError`` where its file cannot be read."""
-    store = _store(settings)
-    record = _stored(store, name)
+    store, catalog = _store(settings), _catalog(settings)
+    record = _stored(store, name, catalog)
     headers = [read_header(path) for path in store.paths(record)]
-    num_cells, memory_bytes = _memory(settings, _catalog(settings).find(record.name), headers)
+    num_cells, memory_bytes = _memory(settings, catalog.find(record.name), headers)
     template = (headers[0].chat_template or "").strip().partition("\n")[0][:_MAX_LINE]
     num_parameters = sum(header.num_parameters for header in headers)
     document = {
@@ -213,7 +214,7 @@ def verify(settings: Settings, output: Output, names: Sequence[str]) -> None:
     document: Document = {"models": [{"name": name, "problems": found[name]} for name in found]}
     lines = [words.clean(f"{name}: {' '.join(found[name]) or 'good'}") for name in found]
     if damaged:
-        sentence = f"Damaged: {', '.join(damaged)}. Remove and pull again what is damaged."
+        sentence = f"Damaged: {', '.join(damaged)}. Pull or import again what is damaged."
         document = {**document, **words.error_document(IntegrityError.code, sentence, _DAMAGED)}
     output.result(document, "\n".join(lines), damaged)
     if damaged:
@@ -306,12 +307,31 @@ def _catalog(settings: Settings) -> Catalog:
     return Catalog.load(Path(os.path.expanduser(path)) if path else None)
 
 
-def _stored(store: ModelStore, name: str) -> ModelRecord:
+def not_stored(store: ModelStore, name: str, catalog: Catalog | None = None) -> NotFoundError:
+    """That the store has no model of that name, and what was perhaps meant. ``catalog``: or what to pull."""
+    records = store.records()
+    here = nearest(name, (one for record in records for one in (record.name, *record.aliases)))
+    if catalog is not None and (catalog.find(name) or (not here and _is_of_hub(name))):
+        hint = f"bring it with: nexa-runtime pull {name}"
+    elif near := here or (catalog.suggest(name) if catalog else []):
+        hint = f"did you mean {' or '.join(near)}?"
+    else:
+        hint = f"there is: {', '.join(one.name for one in records[:_MAX_NAMES]) or 'nothing yet'}."
+    return NotFoundError(f'"{name[:200]}" is not in the store; {hint}')
+
+
+def _is_of_hub(name: str) -> bool:
+    try:
+        return parse_hub(name) is not None
+    except UsageError:
+        return False
+
+
+def _stored(store: ModelStore, name: str, catalog: Catalog | None = None) -> ModelRecord:
     record = store.find(name)
-    if record is not None:
-        return record
-    here = ", ".join(one.name for one in store.records()[:_MAX_NAMES])
-    raise NotFoundError(f'"{name[:200]}" is not in the store; there is: {here or "nothing yet"}.')
+    if record is None:
+        raise not_stored(store, name, catalog)
+    return record
 
 
 def _all_stored(store: ModelStore, names: Sequence[str]) -> list[ModelRecord]:

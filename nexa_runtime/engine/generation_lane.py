@@ -4,6 +4,7 @@ Owns each sequence's detokenizer and the bridge between requests and the schedul
 the engine thread only.
 """
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -219,6 +220,8 @@ class GenerationLane:
     def _count(self, plan: StepPlan, elapsed_s: float) -> None:
         self.totals.add(plan, elapsed_s)
         self._since_idle.add(plan, elapsed_s)
+        if not _log.is_enabled_for(logging.DEBUG):
+            return
         _log.debug(
             "step",
             decode_rows=plan.num_decode_rows,

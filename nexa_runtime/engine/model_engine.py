@@ -190,10 +190,10 @@ class ModelEngine:
 
     def _is_embedding_next(self) -> bool:
         embeds = self.embedding.least_virtual_time() if self.embedding else None
+        if embeds is None:
+            return False
         generates = self.generation.least_virtual_time() if self.generation else None
-        if embeds is None or generates is None:
-            return embeds is not None
-        return embeds < generates or (embeds == generates and self._has_generated_last)
+        return generates is None or embeds < generates or (embeds == generates and self._has_generated_last)
 
     def _open(self, key: int, request: GenerationRequest | EmbeddingRequest) -> None:
         if isinstance(request, EmbeddingRequest):

@@ -83,6 +83,8 @@ class Scheduler:
         self._accounts = accounts
         self._slots = Slots(slots, accounts)
         self._alive: dict[int, Sequence] = {}
+        self._num_alive: Counter[str] = Counter()
+        """The same by tenant; none has zero."""
         self._operations: list[KvOperation] = []
         self._memory = Memory(kv_cache, self._slots, accounts, self._operations)
         self._budget = PrefillBudget(step_tokens, itl_target_s)
@@ -96,6 +98,7 @@ class Scheduler:
         if sequence.max_cells > available:
             raise ValueError(f"{sequence.max_cells} cells in a pool of {available}")
         self._alive[sequence.key] = sequence
+        self._num_alive[sequence.share.tenant_id] += 1
         sequence.queued_at = now
         self._accounts.enter(sequence.share)
         self._slots.add(sequence)
@@ -116,7 +119,11 @@ class Scheduler:
         sequence.state = SequenceState.FINISHED
         sequence.finish_reason = reason
         del self._alive[sequence.key]
-        self._accounts.leave(sequence.share.tenant_id)
+        tenant_id = sequence.share.tenant_id
+        self._num_alive[tenant_id] -= 1
+        if not self._num_alive[tenant_id]:
+            del self._num_alive[tenant_id]
+        self._accounts.leave(tenant_id)
 
     def expired(self, now: float) -> list[Sequence]:
         """Those that have waited for their first slot for longer than they may. Changes nothing."""
@@ -217,8 +224,7 @@ class Scheduler:
 
     def least_virtual_time(self) -> float | None:
         """That of the tenant who is next to be served here; None with nothing to do."""
-        times = [self._accounts.virtual_time(one.share.tenant_id) for one in self._alive.values()]
-        return min(times, default=None)
+        return min(map(self._accounts.virtual_time, self._num_alive), default=None)
 
     def is_alive(self, key: int) -> bool:
         """Whether a sequence has not ended."""
@@ -234,8 +240,8 @@ class Scheduler:
             assert sequence.num_pending >= 1
             assert sequence.sequence_id is not None or sequence.num_computed == 0
         active = self._accounts.num_active()
-        for tenant_id, count in Counter(one.share.tenant_id for one in self._alive.values()).items():
-            assert count <= active[tenant_id]
+        assert self._num_alive == Counter(one.share.tenant_id for one in self._alive.values())
+        assert all(count <= active[tenant_id] for tenant_id, count in self._num_alive.items())
 
     def _fill_slots(self, now: float) -> None:
         """Make every change that is due and fits."""

@@ -3,6 +3,7 @@
 from nexa_runtime.llama.context import MAX_SEQUENCE_IDS, Batch, Context, ContextParams, DecodeStatus
 from nexa_runtime.llama.embedding import MAX_INPUTS, EmbeddingContext, normalised
 from nexa_runtime.llama.model import Model
+from nexa_runtime.llama.planning import MemoryPlan, free_gpu_bytes, plan_memory
 from nexa_runtime.llama.sampler import Sampler, SamplingParams, sample_greedy
 from nexa_runtime.llama.vocab import Vocab
 
@@ -14,10 +15,13 @@ __all__ = [
     "ContextParams",
     "DecodeStatus",
     "EmbeddingContext",
+    "MemoryPlan",
     "Model",
     "Sampler",
     "SamplingParams",
     "Vocab",
+    "free_gpu_bytes",
     "normalised",
+    "plan_memory",
     "sample_greedy",
 ]

@@ -84,6 +84,7 @@ class Batch:
         self._outputs = np.zeros(max_rows, dtype=np.int8)
         self._id_counts = np.ones(max_rows, dtype=np.int32)
         self._ids = np.zeros(max_rows, dtype=np.int32)
+        self._counting = np.arange(max_rows, dtype=np.int32)
         self._id_pointers = self._ids.ctypes.data + 4 * np.arange(max_rows, dtype=np.uint64)
         self.raw = C.llama_batch(
             n_tokens=0,
@@ -106,17 +107,20 @@ class Batch:
         Raises ``LlamaGuardError`` where llama.cpp would abort: too many rows or outputs, an id out of range,
         a token outside the vocabulary.
         """
-        start, end = self.num_rows, self.num_rows + len(tokens)
-        if not len(tokens) or end > self.max_rows:
+        start, count = self.num_rows, len(tokens)
+        end = start + count
+        if not count or end > self.max_rows:
             raise LlamaGuardError(f"{end} rows in a batch of {self.max_rows}")
         if not 0 <= sequence_id < self._num_sequence_ids:
             raise LlamaGuardError(f"sequence id {sequence_id} of {self._num_sequence_ids}")
         if wants_logits and self.num_outputs == self.max_outputs:
             raise LlamaGuardError(f"more than {self.max_outputs} outputs in a batch")
-        if position < 0 or int(tokens.min()) < 0 or int(tokens.max()) >= self._vocab_size:
+        # The usual row is a single token: numpy's reductions would cost ten times as much.
+        low, high = (tokens[0], tokens[0]) if count == 1 else (tokens.min(), tokens.max())
+        if position < 0 or low < 0 or high >= self._vocab_size:
             raise LlamaGuardError("a token or position is out of range")
         self._tokens[start:end] = tokens
-        self._positions[start:end] = np.arange(position, position + len(tokens), dtype=np.int32)
+        self._positions[start:end] = position if count == 1 else self._counting[:count] + position
         self._ids[start:end] = sequence_id
         self._outputs[start:end] = 0
         if wants_logits:
@@ -165,6 +169,7 @@ class Context:
         if not self.pointer:
             reasons = recent_errors(clear=True)
             raise ModelFileError(model.path, reasons[-1] if reasons else "no context could be made")
+        model.apply_adapters(self.pointer)
         self._memory = C.llama_get_memory(self.pointer)
         if not self._memory:
             self.close()

@@ -27,11 +27,12 @@ class EmbeddingContext:
 
     def __init__(self, model: Model, *, max_tokens: int, num_threads: int) -> None:
         self.max_tokens = max_tokens
+        self._max_inputs = min(MAX_INPUTS, max_tokens)
         self.size: int = C.llama_model_n_embd_out(model.pointer)
         """Length of a vector."""
         raw = C.llama_context_default_params()
         raw.n_ctx = raw.n_batch = raw.n_ubatch = max_tokens
-        raw.n_seq_max = MAX_INPUTS
+        raw.n_seq_max = self._max_inputs  # with fewer tokens than these llama.cpp aborts
         raw.n_threads = raw.n_threads_batch = num_threads
         raw.embeddings = True
         raw.kv_unified = True
@@ -43,16 +44,17 @@ class EmbeddingContext:
         if not self.pointer:
             reasons = recent_errors(clear=True)
             raise ModelFileError(model.path, reasons[-1] if reasons else "no context could be made")
+        model.apply_adapters(self.pointer)
         self._memory = C.llama_get_memory(self.pointer)
-        self._batch = Batch(max_tokens, max_tokens, MAX_INPUTS, model.vocab.size)
+        self._batch = Batch(max_tokens, max_tokens, self._max_inputs, model.vocab.size)
 
     def embed(self, inputs: Sequence[Tokens]) -> Vectors:
         """Vectors of length 1, float32 of shape (inputs, size). Blocks, off the GIL.
 
         Raises ``LlamaGuardError`` for what does not fit one call, ``DecodeError`` when llama.cpp fails.
         """
-        if not 0 < len(inputs) <= MAX_INPUTS:
-            raise LlamaGuardError(f"{len(inputs)} inputs in a call of at most {MAX_INPUTS}")
+        if not 0 < len(inputs) <= self._max_inputs:
+            raise LlamaGuardError(f"{len(inputs)} inputs in a call of at most {self._max_inputs}")
         batch = self._batch
         batch.clear()
         for sequence_id, tokens in enumerate(inputs):
@@ -68,8 +70,6 @@ class EmbeddingContext:
             if not pointer:
                 raise DecodeError("llama.cpp gave no embedding")
             vectors[sequence_id] = np.ctypeslib.as_array(pointer, shape=(self.size,))
-        if not np.isfinite(vectors).all():
-            raise DecodeError("an embedding is not finite")
         if not np.isfinite(vectors).all():
             raise DecodeError("an embedding is not finite")
         return normalised(vectors)

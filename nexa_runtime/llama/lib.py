@@ -8,6 +8,8 @@ import ctypes
 import logging
 import os
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 # On an abort llama.cpp would start a debugger to print a backtrace; that hangs in containers.
 os.environ.setdefault("GGML_NO_BACKTRACE", "1")
@@ -22,7 +24,7 @@ import llama_cpp.llama_cpp as C
 
 from nexa_runtime.telemetry import get_logger
 
-__all__ = ["C", "recent_errors"]
+__all__ = ["C", "captured_log", "recent_errors"]
 
 _LEVEL_ERROR = 4
 _log = get_logger("llama.cpp")
@@ -48,6 +50,23 @@ def _on_log(level: int, text: bytes, _: ctypes.c_void_p) -> None:
             _log.warning("llama_error", text=line)
         else:
             _log.debug("llama_log", text=line)
+
+
+@contextmanager
+def captured_log() -> Iterator[list[str]]:
+    """What llama.cpp logs meanwhile, of every level and on any thread, line by line. One at a time."""
+    lines: list[str] = []
+
+    @C.llama_log_callback  # type: ignore[untyped-decorator]
+    def on_log(level: int, text: bytes, data: ctypes.c_void_p) -> None:
+        lines.append(text.decode("utf-8", "replace"))
+        _on_log(level, text, data)
+
+    C.llama_log_set(on_log, ctypes.c_void_p(0))
+    try:
+        yield lines
+    finally:
+        C.llama_log_set(_on_log, ctypes.c_void_p(0))
 
 
 C.llama_log_set(_on_log, ctypes.c_void_p(0))

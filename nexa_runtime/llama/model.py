@@ -9,6 +9,7 @@ import ctypes
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from nexa_runtime.errors import ModelFileError
 from nexa_runtime.llama.lib import C, recent_errors
@@ -17,6 +18,8 @@ from nexa_runtime.llama.vocab import Vocab
 _GGUF_MAGIC = b"GGUF"
 _MAX_GGUF_VERSION = 3
 _F16_BYTES = 2
+_LOAD_WITHOUT_MAP = 0
+"""llama.cpp's ``LLAMA_LOAD_MODE_NONE``; the binding lacks its name."""
 
 
 class Model:
@@ -49,17 +52,21 @@ class Model:
         self.description = self._description()
         self.metadata = self._metadata()
         """All scalar metadata as text, by GGUF key."""
+        self._adapters: list[tuple[Any, float]] = []
 
     @classmethod
-    def load(cls, path: Path, *parts: Path, gpu_layers: int = -1) -> "Model":
+    def load(cls, path: Path, *parts: Path, gpu_layers: int = -1, is_dry_run: bool = False) -> "Model":
         """Map a model into memory: its one file, or all its parts in order.
 
-        Raises ``ModelFileError`` with the reason.
+        ``is_dry_run``: without weights and, in every context made from it, without cells and buffers:
+        nothing can be computed. Raises ``ModelFileError`` with the reason.
         """
         for part in (path, *parts):
             check_is_gguf(part)
         params = C.llama_model_default_params()
         params.n_gpu_layers = gpu_layers
+        if is_dry_run:
+            params.no_alloc, params.load_mode = True, _LOAD_WITHOUT_MAP
         recent_errors(clear=True)
         # The parts have names of their own here, so that llama.cpp cannot find them by itself.
         names = (ctypes.c_char_p * (1 + len(parts)))(*(os.fsencode(part) for part in (path, *parts)))
@@ -120,11 +127,43 @@ class Model:
         value = int(self.metadata.get(f"{arch}.attention.value_length", head_size))
         return self.num_layers * kv_heads * (key + value) * _F16_BYTES
 
+    def add_adapter(self, path: Path, scale: float) -> None:
+        """Put a LoRA adapter on the weights, for every context that is made from now on.
+
+        Raises ``ModelFileError`` when it is not one for this model. A file that is built to do harm aborts
+        the process instead: ``serving/probe`` tries each one before it comes here.
+        Source: ``llama_adapter_lora_init``.
+        """
+        try:
+            check_is_gguf(path)
+        except ModelFileError as error:
+            raise self._adapter_error(path, error.reason) from None
+        recent_errors(clear=True)
+        adapter = C.llama_adapter_lora_init(self.pointer, os.fsencode(path))
+        if not adapter:
+            reasons = recent_errors(clear=True) or ["llama.cpp gave no reason"]
+            # Such as: llama_adapter_lora_init_from_file_ptr: failed to apply lora adapter: what is wrong
+            raise self._adapter_error(path, reasons[-1].rpartition("lora adapter: ")[2])
+        if C.llama_adapter_get_alora_n_invocation_tokens(adapter):
+            raise self._adapter_error(path, "it is for parts of a prompt only (aLoRA)")
+        self._adapters.append((adapter, scale))
+
+    def apply_adapters(self, context: object) -> None:
+        """Make a context of this model, given by its pointer, compute with all its adapters."""
+        if self._adapters:
+            count = len(self._adapters)
+            adapters = (C.llama_adapter_lora_p_ctypes * count)(*(adapter for adapter, _ in self._adapters))
+            scales = (ctypes.c_float * count)(*(scale for _, scale in self._adapters))
+            C.llama_set_adapters_lora(context, adapters, count, scales)
+
     def close(self) -> None:
-        """Free the weights. A second call does nothing."""
+        """Free the weights, and the adapters on them. A second call does nothing."""
         if self.pointer:
             C.llama_model_free(self.pointer)
             self.pointer = None
+
+    def _adapter_error(self, path: Path, reason: str) -> ModelFileError:
+        return ModelFileError(self.path, f"its LoRA adapter {path.name} cannot be used ({reason})")
 
     def _description(self) -> str:
         buffer = ctypes.create_string_buffer(256)

@@ -31,6 +31,13 @@ _FIRST_THRESHOLD = 14.0
 _LAST_THRESHOLD = 1e4
 """Beyond any logit that is not -inf."""
 
+_LEAST_THRESHOLD = 1e-3
+_MARGIN = 1.25
+_MANY = 8
+"""With so many times more candidates than asked for, the threshold is set anew: to what would have been
+enough, and this margin.
+"""
+
 MIN_TEMPERATURE = 1e-5
 
 _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
@@ -102,6 +109,8 @@ class Sampler:
         if params.has_penalties:
             for token in prompt[-params.penalty_last_n :]:
                 self.accept(int(token))
+        self._threshold = _FIRST_THRESHOLD
+        """How far below the best logit the last candidates were."""
         # Whoever keeps every token needs room for all of them, else a few hundred do.
         self._candidates = np.empty(1024, dtype=_CANDIDATE)
         self._array = C.llama_token_data_array()
@@ -172,19 +181,29 @@ class Sampler:
         """Ids that can still be chosen; never drops one that the full chain would keep."""
         params = self.params
         if self._top_k:
-            threshold = _FIRST_THRESHOLD
-            while threshold < _LAST_THRESHOLD:
-                ids = np.flatnonzero(row > best - threshold)
-                if len(ids) >= self._top_k:
-                    return ids
-                threshold *= 1.5
-            return np.flatnonzero(row > -np.inf)
+            return self._best_ids(row, best)
         if params.top_p < 1.0:
             # The chain's top-p needs the whole mass, so that cut is made here (and the chain leaves it out).
             return _top_p(row, best, params.top_p)
         if params.min_p > 0.0:
             return np.flatnonzero(row >= best + math.log(params.min_p) - 1e-4)
         return np.flatnonzero(row > -np.inf)
+
+    def _best_ids(self, row: Logits, best: float) -> Ids:
+        """The ``top_k`` largest logits and, of those that share the last place, all."""
+        threshold = self._threshold
+        ids = np.flatnonzero(row > best - threshold)
+        while len(ids) < self._top_k and threshold < _LAST_THRESHOLD:
+            threshold *= 1.5
+            ids = np.flatnonzero(row > best - threshold)
+        self._threshold = threshold
+        if len(ids) > _MANY * self._top_k:
+            # The distribution is flat: the next one will be too, and should not cost as much.
+            logits = row[ids]
+            last = np.partition(logits, -self._top_k)[-self._top_k]
+            self._threshold = max(_MARGIN * (best - float(last)), _LEAST_THRESHOLD)
+            ids = ids[logits >= last]
+        return ids
 
 
 def _top_p(row: Logits, best: float, top_p: float) -> Ids:

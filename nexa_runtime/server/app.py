@@ -28,7 +28,7 @@ from nexa_runtime.server.routes import admin, embed, generate, health, models
 from nexa_runtime.server.services import Services, State
 from nexa_runtime.serving.dispatcher import Dispatcher
 from nexa_runtime.serving.embedding import EmbeddingService
-from nexa_runtime.serving.generation import GenerationService
+from nexa_runtime.serving.generation_service import GenerationService
 from nexa_runtime.serving.pool import ModelPool
 from nexa_runtime.serving.pulling import Puller
 from nexa_runtime.store.hub import Hub
@@ -49,10 +49,11 @@ _GRACEFUL_S = 10
 
 
 class App(Starlette):
-    """The ASGI application. ``dispatcher`` ends the engine before connections are closed."""
+    """The ASGI application. ``dispatcher`` and ``puller`` are ended before connections are closed."""
 
     def __init__(self, pool: ModelPool, tenancy: Tenancy, settings: Settings) -> None:
         self.dispatcher = Dispatcher(pool, settings.serving, slots=settings.engine.slots)
+        self.puller = Puller(pool.library.store, pool.library.catalog, Hub(settings.store))
         self._tenancy = tenancy
         self._services = Services(
             Gate(settings.access, tenancy),
@@ -60,7 +61,7 @@ class App(Starlette):
             self.dispatcher,
             GenerationService(self.dispatcher),
             EmbeddingService(self.dispatcher),
-            Puller(pool.library.store, pool.library.catalog, Hub(settings.store)),
+            self.puller,
             settings.server,
         )
         super().__init__(
@@ -114,7 +115,7 @@ class App(Starlette):
 
 
 class Server(uvicorn.Server):
-    """Ends every generation before it waits for connections, so that each stream says why it ends."""
+    """Ends generations and pulls before it waits for connections, so that each stream says why it ends."""
 
     def __init__(self, app: App, settings: ServerSettings) -> None:
         super().__init__(
@@ -152,6 +153,7 @@ class Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._app.puller.stop()
         await self._app.dispatcher.stop()
         await super().shutdown(sockets)
 

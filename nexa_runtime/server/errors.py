@@ -15,8 +15,10 @@ from nexa_runtime import errors
 
 _STATUS: Mapping[type[errors.NexaError], int] = {
     errors.RequestError: 400,
+    errors.UsageError: 400,
     errors.AuthenticationError: 401,
     errors.AccessError: 403,
+    errors.HubAccessError: 403,
     errors.ModelNotFoundError: 404,
     errors.BodyTimeoutError: 408,
     errors.NotFoundError: 404,
@@ -25,9 +27,12 @@ _STATUS: Mapping[type[errors.NexaError], int] = {
     errors.ClientDisconnectedError: 499,
     errors.TenantLimitError: 429,
     errors.NexaError: 500,
+    errors.HubUnavailableError: 502,
+    errors.IntegrityError: 502,
     errors.TenantConfigError: 503,
     errors.BoxBusyError: 503,
     errors.RequestTimeoutError: 504,
+    errors.NoSpaceError: 507,
 }
 
 _MAX_RETRY_AFTER_S = 60

@@ -11,7 +11,7 @@ from nexa_runtime.server.auth import Gate
 from nexa_runtime.server.body import read_json_object
 from nexa_runtime.serving.dispatcher import Dispatcher
 from nexa_runtime.serving.embedding import EmbeddingService
-from nexa_runtime.serving.generation import GenerationService
+from nexa_runtime.serving.generation_service import GenerationService
 from nexa_runtime.serving.pulling import Puller
 from nexa_runtime.telemetry import bind_tenant
 from nexa_runtime.tenancy.admission import RateState

@@ -17,8 +17,9 @@ from nexa_runtime.engine.engine import Engine
 from nexa_runtime.engine.generation_lane import Delta, GenerationRequest
 from nexa_runtime.engine.model_engine import News
 from nexa_runtime.engine.sequence import TenantShare, Tokens
-from nexa_runtime.errors import ModelNotAllowedError, ShuttingDownError
+from nexa_runtime.errors import ModelNotAllowedError, ModelNotFoundError, ShuttingDownError
 from nexa_runtime.llama import SamplingParams
+from nexa_runtime.serving.library import ModelSource
 from nexa_runtime.serving.loaded import Kind, LoadedModel
 from nexa_runtime.serving.pool import ModelLease, ModelPool
 from nexa_runtime.serving.tenants import PUBLIC_TENANT_ID, is_allowed, share_of
@@ -114,9 +115,22 @@ class Dispatcher:
         Raises ``ModelNotAllowedError``, and as ``ModelPool.lease``.
         """
         wanted = name or tenant.limits.model_id
-        if not is_allowed(tenant, self.pool.find(wanted).names):
-            raise ModelNotAllowedError(wanted or self.pool.library.default_name)
+        self.find_model(tenant, wanted)
         return await self.pool.lease(wanted, kind, is_patient=is_patient)
+
+    def find_model(self, tenant: Tenant, name: str | None) -> ModelSource:
+        """What a tenant means by a name; the default for none.
+
+        Raises ``ModelNotFoundError``, which names the tenant's own models only, and ``ModelNotAllowedError``.
+        """
+        try:
+            source = self.pool.find(name)
+        except ModelNotFoundError as error:
+            sources = [one for one in self.pool.sources() if is_allowed(tenant, one.names)]
+            raise ModelNotFoundError(error.name, [name for one in sources for name in one.names]) from None
+        if not is_allowed(tenant, source.names):
+            raise ModelNotAllowedError(name or source.id)
+        return source
 
     def update_tenant(self, tenant: Tenant) -> None:
         """New limits hold from the next step on."""

@@ -6,6 +6,7 @@ loads or pulls. ``pool`` asks it.
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,20 +14,18 @@ import nexa_runtime
 from nexa_runtime.config import ModelSettings, PoolSettings
 from nexa_runtime.errors import IntegrityError
 from nexa_runtime.serving.loaded import Kind
-from nexa_runtime.store.catalog import Catalog, ModelSpec
+from nexa_runtime.store.catalog import Catalog, EngineOptions, ModelSpec
 from nexa_runtime.store.gguf import GgufHeader, read_header
 from nexa_runtime.store.memory import memory_estimate
 from nexa_runtime.store.records import ModelRecord
+from nexa_runtime.store.reference import DEMO_NAME
 from nexa_runtime.store.store import ModelStore
 from nexa_runtime.telemetry import get_logger
 
-DEMO_NAME = "demo"
 DEMO_PATH = Path(nexa_runtime.__file__).parent / "data" / "nexa-demo.gguf"
 
 _PLANNED_TOKENS = 4096
-"""KV cells that the estimate of a model's memory counts, where its context is longer: what is left over in
-the budget decides how many it gets.
-"""
+"""Cells to plan with for a model whose context is longer."""
 
 _log = get_logger("serving.library")
 
@@ -37,7 +36,7 @@ class ModelSource:
 
     ``record``: of the store, if it is from there. ``kinds``: None where only loading tells. ``spec``: options
     of the catalog. ``keep_alive_s``: None for good. ``is_pinned``: never unloaded. ``estimate_bytes``: of
-    memory, before it is loaded.
+    memory, by its header or the catalog's hint.
     """
 
     names: tuple[str, ...]
@@ -56,6 +55,11 @@ class ModelSource:
     def id(self) -> str:
         """The name it goes by."""
         return self.names[0]
+
+    @property
+    def planned_tokens(self) -> int:
+        """KV cells that its memory is planned with; what the budget has left decides how many it gets."""
+        return _planned_tokens(self.context_tokens)
 
     @property
     def digest(self) -> str | None:
@@ -129,12 +133,14 @@ class Library:
         return sources
 
     def _of_file(self, path: Path, name: str, *, is_default: bool) -> ModelSource:
-        size_bytes = path.stat().st_size if path.is_file() else 0
+        size_bytes = estimate_bytes = path.stat().st_size if path.is_file() else 0
+        with suppress(IntegrityError):  # loading it will say what is wrong
+            estimate_bytes = memory_estimate(read_header(path), _PLANNED_TOKENS, 1)
         return ModelSource(
             names=tuple(dict.fromkeys([name, *self._settings.served_names])),
             paths=(path,),
             size_bytes=size_bytes,
-            estimate_bytes=size_bytes,
+            estimate_bytes=estimate_bytes,
             is_pinned=is_default,
         )
 
@@ -170,7 +176,7 @@ class Library:
 
 
 def _is_path(name: str) -> bool:
-    return name.startswith(("/", "./", "../", "~")) or name.endswith(".gguf")
+    return name.startswith(("/", "./", "../", "~")) or name.lower().endswith(".gguf")
 
 
 def _stamp_of(folder: Path) -> object:
@@ -186,8 +192,14 @@ def _stamp_of(folder: Path) -> object:
 def _estimate_bytes(record: ModelRecord, header: GgufHeader, spec: ModelSpec | None) -> int:
     if spec is not None and spec.memory_hint is not None:
         return spec.memory_hint
-    context_tokens = min(record.context_tokens or _PLANNED_TOKENS, _PLANNED_TOKENS)
-    return record.size_bytes - header.size_bytes + memory_estimate(header, context_tokens, 1)
+    options = spec.engine if spec is not None else EngineOptions()
+    types = {"type_k": options.kv_type_k or "f16", "type_v": options.kv_type_v or "f16"}
+    num_cells = _planned_tokens(record.context_tokens)
+    return record.size_bytes - header.size_bytes + memory_estimate(header, num_cells, 1, **types)
+
+
+def _planned_tokens(context_tokens: int | None) -> int:
+    return min(context_tokens or _PLANNED_TOKENS, _PLANNED_TOKENS)
 
 
 def _kinds(header: GgufHeader, spec: ModelSpec | None) -> frozenset[Kind] | None:

@@ -5,7 +5,6 @@ Owns how many KV cells fit into memory and what holds where a client is silent. 
 """
 
 import math
-import os
 import time
 from pathlib import Path
 
@@ -31,8 +30,9 @@ from nexa_runtime.llama import (
 )
 from nexa_runtime.serving.library import Library, ModelSource
 from nexa_runtime.serving.loaded import Kind, LoadedModel
+from nexa_runtime.serving.machine import available_memory_bytes, free_memory_bytes, num_usable_cores
 from nexa_runtime.serving.pool import ModelPool
-from nexa_runtime.serving.probe import Prober
+from nexa_runtime.serving.probe import Prober, Trial
 from nexa_runtime.serving.public_prefixes import read_public_prefixes
 from nexa_runtime.store.catalog import Catalog, EngineOptions
 from nexa_runtime.store.store import ModelStore, state_dir, store_root
@@ -45,7 +45,11 @@ _BUDGET_SHARE = 0.8
 """Part of the free memory that all models together may take by default."""
 
 _MIN_CELLS = 256
-_IDS_PER_SLOT = 2
+_IDS_PER_SLOT = 4
+_MIN_IDS = 32
+"""More ids than slots, so that what was computed for one request waits for the next of its kind; they cost
+next to nothing (64 of them were as fast as 8).
+"""
 
 _MAX_EMBEDDING_TOKENS = 2048
 """Longest input that a model which also generates embeds: its buffers grow with tokens x vocabulary."""
@@ -65,31 +69,40 @@ class Loader:
         self._engine_settings = engine_settings
         self._accounts = Accounts()
 
+    def needed_bytes(self, source: ModelSource) -> int:
+        """Memory that a source will take: as llama.cpp planned it when it was tried, else an estimate."""
+        if source.record is None or (source.spec is not None and source.spec.memory_hint is not None):
+            return source.estimate_bytes
+        plan = self._prober.plan(source.record.files[0].sha256, self._trial(source))
+        adapters = (Path(adapter.path) for adapter in _options(source).lora)
+        adapter_bytes = sum(path.stat().st_size for path in adapters if path.is_file())
+        return adapter_bytes + (source.estimate_bytes if plan is None else plan.total_bytes)
+
+    def try_out(self, source: ModelSource) -> None:
+        """Verify a source of the store, and try it in a process of its own, unless that was done. Blocks.
+
+        Raises ``ModelFileError``.
+        """
+        if source.record is None:
+            return
+        if not self._store.trusted(source.record):
+            sentence = "its bytes are not those that were pulled (nexa-runtime verify says which)"
+            raise ModelFileError(source.paths[0], sentence)
+        self._prober.check(source.paths, source.record.files[0].sha256, self._trial(source))
+
     def __call__(self, source: ModelSource, free_bytes: int) -> LoadedModel:
-        """Load a source with ``free_bytes`` to spare. Blocks.
+        """Try a source out, and load it with ``free_bytes`` to spare. Blocks.
 
         Raises ``ModelFileError``, and ``ConfigError`` where the settings do not fit the model.
         """
         start = time.monotonic()
-        if source.record is not None:
-            if not self._store.trusted(source.record):
-                sentence = "its bytes are not those that were pulled (nexa-runtime verify says which)"
-                raise ModelFileError(source.paths[0], sentence)
-            self._prober.check(source.paths, source.record.files[0].sha256)
-        options = _options(source)
-        if options.lora:
-            raise ConfigError(f"The catalog gives {source.id} LoRA adapters; they are not supported yet.")
-        given = {
-            "slots": options.slots,
-            "kv": options.kv,
-            "ctx_size": source.spec.context if source.spec is not None else None,
-        }
-        settings = self._engine_settings.model_copy(
-            update={name: value for name, value in given.items() if value is not None}
-        )
+        self.try_out(source)
+        options, settings = _options(source), self._settings_of(source)
         gpu_layers = self._settings.gpu_layers if options.gpu_layers is None else options.gpu_layers
         model = Model.load(*source.paths, gpu_layers=gpu_layers)
         try:
+            for adapter in options.lora:
+                model.add_adapter(Path(adapter.path), adapter.scale)
             loaded = _make_loaded(model, source, settings, self._accounts, free_bytes)
         except BaseException:
             model.close()
@@ -112,6 +125,20 @@ class Loader:
         """Make a file that is being tried fail soon. Any thread; for shutdown."""
         self._prober.interrupt()
 
+    def _settings_of(self, source: ModelSource) -> EngineSettings:
+        """The settings, with what the catalog says of this model."""
+        options = _options(source)
+        context = source.spec.context if source.spec is not None else None
+        given = {"slots": options.slots, "kv": options.kv, "ctx_size": context}
+        return self._engine_settings.model_copy(
+            update={name: value for name, value in given.items() if value is not None}
+        )
+
+    def _trial(self, source: ModelSource) -> Trial:
+        options, settings = _options(source), self._settings_of(source)
+        params = _context_params(settings, options, settings.ctx_size or source.planned_tokens)
+        return Trial(params, tuple((Path(one.path), one.scale) for one in options.lora))
+
 
 def open_pool(settings: Settings) -> ModelPool:
     """A pool over the store, with the default model loaded if it is there. Blocks.
@@ -122,7 +149,8 @@ def open_pool(settings: Settings) -> ModelPool:
     catalog_file = settings.store.catalog_file
     catalog = Catalog.load(Path(catalog_file).expanduser() if catalog_file else None)
     library = Library(settings.model, settings.pool, store, catalog)
-    budget_bytes = settings.pool.memory_budget or int(available_memory_bytes() * _BUDGET_SHARE)
+    free_bytes = free_memory_bytes(uses_gpu=settings.model.gpu_layers != 0)
+    budget_bytes = settings.pool.memory_budget or int(free_bytes * _BUDGET_SHARE)
     load = Loader(settings.model, settings.engine, store, Prober(state_dir(settings.store)))
     pool = ModelPool(library, load, settings.pool, budget_bytes=budget_bytes)
     source = library.default
@@ -160,40 +188,6 @@ def plan_cells(model: Model, settings: EngineSettings, *, available_bytes: int) 
     if affordable < wanted:
         _log.warning("kv_cells_reduced", wanted=wanted, affordable=affordable)
     return min(wanted, affordable)
-
-
-def available_memory_bytes() -> int:
-    """Memory that this process may still take: the machine's, or its control group's if that is less."""
-    available = _number_after("/proc/meminfo", "MemAvailable:")
-    if available is None:
-        available_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    else:
-        available_bytes = available * 1024
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit = int((group / "memory.max").read_text())
-        used = int((group / "memory.current").read_text())
-    except (OSError, ValueError):  # no control group, or one without a limit
-        return available_bytes
-    reclaimable = _number_after(str(group / "memory.stat"), "file") or 0
-    return max(min(available_bytes, limit - used + reclaimable), 0)
-
-
-def num_usable_cores() -> int:
-    """Cores that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _number_after(path: str, word: str) -> int | None:
-    """The number after ``word`` at the start of a line, as the kernel's tables have it."""
-    try:
-        lines = Path(path).read_text().splitlines()
-    except OSError:
-        return None
-    fields = (line.split() for line in lines)
-    return next((int(field[1]) for field in fields if field[:1] == [word]), None)
 
 
 def _make_loaded(
@@ -251,28 +245,33 @@ def _public_prefixes(
 def _make_context(model: Model, settings: EngineSettings, free_bytes: int, options: EngineOptions) -> Context:
     """A context with as many cells as planned; on a GPU that has less memory, half of them, and so on."""
     num_cells = plan_cells(model, settings, available_bytes=min(available_memory_bytes(), free_bytes))
-    is_unified = settings.kv == "unified"
-    num_ids = min(_IDS_PER_SLOT * settings.slots, MAX_SEQUENCE_IDS) if is_unified else settings.slots
-    if not is_unified:
-        _log.info("kv_split", sharing="none between live sequences", cells_per_slot=num_cells // num_ids)
+    if settings.kv == "split":
+        _log.info("kv_split", sharing="none between live sequences", cells=num_cells, slots=settings.slots)
     while True:
-        params = ContextParams(
-            num_cells=num_cells,
-            num_sequence_ids=num_ids,
-            max_rows=_step_tokens(settings),
-            max_outputs=num_ids,
-            num_threads=_num_threads(settings),
-            is_unified=is_unified,
-            kv_type_k=options.kv_type_k or "f16",
-            kv_type_v=options.kv_type_v or "f16",
-        )
         try:
-            return Context(model, params)
+            return Context(model, _context_params(settings, options, num_cells))
         except ModelFileError:
             if settings.ctx_size is not None or num_cells < 2 * _MIN_CELLS:
                 raise
         _log.warning("kv_cells_halved", from_cells=num_cells)
         num_cells //= 2
+
+
+def _context_params(settings: EngineSettings, options: EngineOptions, num_cells: int) -> ContextParams:
+    is_unified = settings.kv == "unified"
+    num_ids = settings.slots
+    if is_unified:
+        num_ids = min(max(_IDS_PER_SLOT * settings.slots, _MIN_IDS), MAX_SEQUENCE_IDS)
+    return ContextParams(
+        num_cells=num_cells,
+        num_sequence_ids=num_ids,
+        max_rows=_step_tokens(settings),
+        max_outputs=num_ids,
+        num_threads=_num_threads(settings),
+        is_unified=is_unified,
+        kv_type_k=options.kv_type_k or "f16",
+        kv_type_v=options.kv_type_v or "f16",
+    )
 
 
 def _step_tokens(settings: EngineSettings) -> int:

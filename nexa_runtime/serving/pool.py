@@ -51,6 +51,12 @@ _log = get_logger("serving.pool")
 class Load(Protocol):
     """How a model is loaded."""
 
+    def needed_bytes(self, source: ModelSource) -> int:
+        """Memory that a source will take, as far as that is known; ``try_out`` may know better."""
+
+    def try_out(self, source: ModelSource) -> None:
+        """Find out whether a source can be loaded. Blocks."""
+
     def __call__(self, source: ModelSource, free_bytes: int) -> LoadedModel:
         """Load a source with so many bytes to spare. Blocks."""
 
@@ -60,10 +66,14 @@ class Load(Protocol):
 
 @dataclass(slots=True)
 class _Entry:
-    """One model and who wants it. ``num_leases``: requests that use it; ``num_waiting``: that wait for it."""
+    """One model and who wants it. ``num_leases``: requests that use it; ``num_waiting``: that wait for it.
+
+    ``needed_bytes``: of memory, for which room was made before it was loaded.
+    """
 
     source: ModelSource
     model: LoadedModel | None = None
+    needed_bytes: int = 0
     num_leases: int = 0
     num_waiting: int = 0
     is_draining: bool = False
@@ -76,8 +86,8 @@ class _Entry:
 
     @property
     def held_bytes(self) -> int:
-        """Memory of the loaded model: weights and cells as they are, buffers as they were estimated."""
-        return 0 if self.model is None else max(self.model.memory_bytes, self.source.estimate_bytes)
+        """Memory of the loaded model: weights and cells as they are, buffers as they were planned."""
+        return 0 if self.model is None else max(self.model.memory_bytes, self.needed_bytes)
 
     @property
     def is_idle(self) -> bool:
@@ -130,7 +140,8 @@ class ModelPool:
 
     def adopt(self, source: ModelSource, model: LoadedModel) -> None:
         """Take a model in that was loaded already, before ``start``."""
-        self._entries[source.id] = _Entry(source, model, last_used=time.monotonic())
+        needed_bytes = self._load_model.needed_bytes(source)
+        self._entries[source.id] = _Entry(source, model, needed_bytes, last_used=time.monotonic())
 
     def on_load(self, listener: Callable[[LoadedModel], None]) -> None:
         """``listener`` is called with each model once it runs."""
@@ -185,7 +196,7 @@ class ModelPool:
         source = self.library.default if name is None else self.library.find(name)
         if source is None:
             served = [name for one in self.library.sources() for name in one.names]
-            raise ModelNotFoundError(name or self.library.default_name, served)
+            raise ModelNotFoundError(self.library.default_name if name is None else name, served)
         return source
 
     async def lease(self, name: str | None, kind: Kind, *, is_patient: bool = True) -> ModelLease:
@@ -215,8 +226,12 @@ class ModelPool:
             await asyncio.shield(self._begin_loading(entry))
 
     async def unload(self, name: str) -> None:
-        """Free a model now. Raises ``ModelNotFoundError``, and ``ModelInUseError`` while it is used."""
+        """Free a model now. Raises ``ModelNotFoundError``, and ``ModelInUseError`` while it is used or if it
+        is pinned.
+        """
         entry = self._entry(self.find(name))
+        if entry.source.is_pinned:
+            raise ModelInUseError(f'The model "{entry.source.id}" is pinned: it stays as long as the server.')
         async with self._changing:
             if entry.num_leases:
                 raise ModelInUseError(
@@ -293,7 +308,11 @@ class ModelPool:
                 if entry.model is not None:  # it was being drained, and its memory was not taken after all
                     entry.is_draining = False
                     return entry.model
-                await self._make_room(entry)
+                # For the trial, which maps the weights; then for all that the trial found it will take.
+                await self._make_room(entry, min(source.size_bytes, self._load_model.needed_bytes(source)))
+                await run_to_end(lambda: self._load_model.try_out(source))
+                entry.needed_bytes = self._load_model.needed_bytes(source)
+                await self._make_room(entry, entry.needed_bytes)
                 free_bytes = self.budget_bytes - self.used_bytes
                 model = await run_to_end(lambda: self._load_model(source, free_bytes))
         except (ModelMemoryError, ModelLoadingError, ShuttingDownError):
@@ -311,14 +330,13 @@ class ModelPool:
         self._run(model)
         return model
 
-    async def _make_room(self, wanted: _Entry) -> None:
-        """Unload idle models until ``wanted`` fits, and drain busy ones.
+    async def _make_room(self, wanted: _Entry, needed: int) -> None:
+        """Unload idle models until ``wanted`` fits with the bytes it needs, and drain busy ones.
 
         Raises ``ModelMemoryError`` when it never fits, ``ModelLoadingError`` when nobody waits any more, and
         ``ShuttingDownError``.
         """
         source = wanted.source
-        needed = source.estimate_bytes
         while True:
             if self._is_stopping:
                 raise ShuttingDownError
@@ -365,7 +383,9 @@ class ModelPool:
         if entry is None:
             entry = self._entries[source.id] = _Entry(source)
         elif entry.model is None and entry.loading is None:
-            entry.source = source  # it may have been pulled anew
+            if source.paths != entry.source.paths:  # it was pulled anew, and is not the file that failed
+                entry.failed_at, entry.failure = None, ""
+            entry.source = source
         return entry
 
     async def _sweep(self) -> None:

@@ -1,10 +1,13 @@
 """Is a file safe to load into the server? It is tried first in a process of its own.
 
-Owns the child process, its limits and the verdicts, which are kept by hash. The child loads the model,
-renders one chat with its template and computes one token; whatever it does to itself, the server stays up.
-``loading`` asks here before it loads a model of the store for the first time; ``nexa-runtime probe`` too.
+Owns the child process, its limits and the verdicts, which are kept by hash. The child loads the model with
+its adapters, renders one chat with its template, computes one token, and has llama.cpp plan the memory that
+the model will take; whatever it does to itself, the server stays up. ``loading`` asks here before it loads a
+model of the store for the first time; ``nexa-runtime probe`` too.
 
-    python -m nexa_runtime.serving.probe FILE…    # the child: the last line of stdout is its verdict, as JSON
+    python -m nexa_runtime.serving.probe JSON    # the child: the last line of stdout is its verdict, as JSON
+
+It says a line before each part that may end it, so that the last one holds then.
 """
 
 import json
@@ -15,16 +18,27 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 
 from nexa_runtime.chat.messages import Message, Role
+from nexa_runtime.chat.sandbox import TemplateBoundsError
 from nexa_runtime.chat.template import CHATML, ChatTemplate, TemplateSyntaxError
 from nexa_runtime.errors import ModelFileError, NexaError
-from nexa_runtime.llama import Context, ContextParams, DecodeStatus, EmbeddingContext, Model
-from nexa_runtime.telemetry import get_logger
+from nexa_runtime.llama import (
+    Context,
+    ContextParams,
+    DecodeStatus,
+    EmbeddingContext,
+    MemoryPlan,
+    Model,
+    plan_memory,
+)
+from nexa_runtime.telemetry import configure_logging, get_logger
 
 _PATIENCE = 5
 """How much longer than its processor time a child may take in all: disks are slow, and the box is busy."""
@@ -33,8 +47,43 @@ _BYTES_PER_S = 100_000_000
 """Processor time that a child may take: this, and for each 100 MB a second more."""
 _BASE_BYTES = 8 * 2**30
 """Address space that a child may take beside three times the size of the files."""
+_MAX_PROMPT_LENGTH = 1_000_000
+"""Characters that a template may make of one word: the server renders it anew for each request."""
 
 _log = get_logger("serving.probe")
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """How a model is about to be served. ``adapters``: paths of LoRA adapters, and their scales.
+
+    ``params``: sizes of the context whose memory is planned; None: that is not asked.
+    """
+
+    params: ContextParams | None = None
+    adapters: tuple[tuple[Path, float], ...] = ()
+
+    @property
+    def key(self) -> str:
+        """Changes when the verdict may."""
+        stamps = [(str(path), scale, _stamp(path)) for path, scale in self.adapters]
+        return json.dumps([self.params and asdict(self.params), stamps])
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """``problem``: why the model cannot be served, empty if it can. ``plan``: None where there is none."""
+
+    problem: str
+    plan: MemoryPlan | None = None
+
+    @classmethod
+    def of(cls, fields: dict[str, Any]) -> Self:
+        """From what ``asdict`` made. Raises ``KeyError`` or ``TypeError``."""
+        return cls(str(fields["problem"]), fields["plan"] and MemoryPlan(**fields["plan"]))
+
+
+_NO_TRIAL = Trial()
 
 
 class Prober:
@@ -43,42 +92,60 @@ class Prober:
     def __init__(self, folder: Path) -> None:
         self._file = folder / "probes.json"
         self._version = metadata.version("llama-cpp-python")
-        self._verdicts: dict[str, str] = {}
+        self._verdicts: dict[str, Verdict] = {}
         self._child: subprocess.Popen[bytes] | None = None
         self._is_stopping = False
         with suppress(OSError, ValueError, AttributeError):
-            known = json.loads(self._file.read_text())
-            self._verdicts = {str(name): str(verdict) for name, verdict in known.items()}
+            for key, fields in json.loads(self._file.read_text()).items():
+                with suppress(KeyError, TypeError):  # of an older version
+                    self._verdicts[key] = Verdict.of(fields)
 
-    def check(self, paths: Sequence[Path], digest: str) -> None:
+    def check(self, paths: Sequence[Path], digest: str, trial: Trial = _NO_TRIAL) -> None:
         """Try a model by its files, unless the verdict on ``digest`` is known. Blocks.
 
         Raises ``ModelFileError`` with the reason.
         """
-        key = f"{digest} {self._version}"
-        problem = self._verdicts.get(key)
-        if problem is None:
-            problem, is_final = self.probe(paths)
+        key = self._key(digest, trial)
+        verdict = self._verdicts.get(key)
+        if verdict is None:
+            verdict, is_final = self._run(paths, trial)
             if is_final:
-                self._verdicts[key] = problem
+                self._verdicts[key] = verdict
                 self._save()
-        if problem:
-            raise ModelFileError(paths[0], problem)
+        if verdict.problem:
+            raise ModelFileError(paths[0], verdict.problem)
+
+    def plan(self, digest: str, trial: Trial) -> MemoryPlan | None:
+        """The memory that a model which was tried is about to take, if it could be planned."""
+        verdict = self._verdicts.get(self._key(digest, trial))
+        return verdict.plan if verdict is not None else None
 
     def probe(self, paths: Sequence[Path]) -> tuple[str, bool]:
         """Why a model cannot be served, empty if it can; and whether that holds for good. Blocks.
 
         A child that was killed, or that a busy box did not let finish, says nothing about the file.
         """
+        verdict, is_final = self._run(paths, _NO_TRIAL)
+        return verdict.problem, is_final
+
+    def _key(self, digest: str, trial: Trial) -> str:
+        return f"{digest} {self._version} {trial.key}"
+
+    def _run(self, paths: Sequence[Path], trial: Trial) -> tuple[Verdict, bool]:
         size_bytes = sum(path.stat().st_size for path in paths)
         limit_s = _BASE_S + size_bytes // _BYTES_PER_S
-        command = [sys.executable, "-m", __name__, str(limit_s), str(_BASE_BYTES + 3 * size_bytes)]
+        request = {
+            "limit_s": limit_s,
+            "limit_bytes": _BASE_BYTES + 3 * size_bytes,
+            "paths": [str(path) for path in paths],
+            "adapters": [(str(path), scale) for path, scale in trial.adapters],
+            "params": trial.params and asdict(trial.params),
+        }
+        command = [sys.executable, "-m", __name__, json.dumps(request)]
         # Without a GPU: it would reserve more addresses than the limit allows.
         env = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
         pipe, null = subprocess.PIPE, subprocess.DEVNULL
-        with subprocess.Popen(
-            [*command, *map(str, paths)], stdin=null, stdout=pipe, stderr=null, env=env
-        ) as child:
+        with subprocess.Popen(command, stdin=null, stdout=pipe, stderr=null, env=env) as child:
             self._child = child
             if self._is_stopping:
                 child.kill()
@@ -86,7 +153,7 @@ class Prober:
                 output, _ = child.communicate(timeout=_PATIENCE * limit_s)
             except subprocess.TimeoutExpired:
                 child.kill()
-                return f"it took longer than {_PATIENCE * limit_s} seconds to load", False
+                return Verdict(f"it took longer than {_PATIENCE * limit_s} seconds to load"), False
             finally:
                 self._child = None
         return _verdict(output, child.returncode)
@@ -101,37 +168,48 @@ class Prober:
         with suppress(OSError):
             self._file.parent.mkdir(parents=True, exist_ok=True)
             draft = self._file.with_suffix(".tmp")
-            draft.write_text(json.dumps(self._verdicts))
+            draft.write_text(json.dumps({key: asdict(one) for key, one in self._verdicts.items()}))
             draft.replace(self._file)
 
 
-def _verdict(output: bytes, status: int) -> tuple[str, bool]:
+def _stamp(path: Path) -> tuple[int, ...]:
+    with suppress(OSError):
+        status = path.stat()
+        return status.st_ino, status.st_size, status.st_mtime_ns
+    return ()
+
+
+def _verdict(output: bytes, status: int) -> tuple[Verdict, bool]:
     """What a child's end means, and whether it would be the same another time."""
+    if status:
+        _log.warning("probe_died", status=status)
+    if status == -signal.SIGKILL:
+        return Verdict("the process that tried it was killed"), False
     lines = output.decode("utf-8", "replace").strip().splitlines()
     with suppress(ValueError, IndexError, KeyError, TypeError):
-        return str(json.loads(lines[-1])["problem"]), True
-    _log.warning("probe_died", status=status)
+        return Verdict.of(json.loads(lines[-1])), True
     if status == -signal.SIGXCPU:
-        return "loading it took too much time", True
-    if status == -signal.SIGKILL:
-        return "the process that tried it was killed", False
-    return f"loading it ended the process that tried ({_ending(status)})", True
+        return Verdict("loading it took too much time"), True
+    return Verdict(f"loading it ended the process that tried ({_ending(status)})"), True
 
 
 def _ending(status: int) -> str:
     return f"signal {-status}" if status < 0 else f"exit {status}"
 
 
-def _try(paths: Sequence[Path]) -> str:
+def _try(paths: Sequence[Path], adapters: Sequence[tuple[str, float]]) -> str:
     """In the child: load, render, compute."""
     try:
         model = Model.load(*paths, gpu_layers=0)
+        for path, scale in adapters:
+            model.add_adapter(Path(path), scale)
         vocab = model.vocab
         text = "Hello"
         if not model.is_encoder:
             template = ChatTemplate(model.chat_template or CHATML, control_texts=vocab.control_texts)
-            with suppress(NexaError):  # a template may want other roles; what counts is that it ends
-                text = template.render([Message(Role.USER, "Hello")]).text
+            text = _rendered(template)
+            if len(text) > _MAX_PROMPT_LENGTH:
+                return f"its chat template makes {len(text)} characters of one word"
         tokens = vocab.tokenize(text, parse_special=True, add_special=True)[:32]
         if model.is_encoder:
             EmbeddingContext(model, max_tokens=64, num_threads=1).embed([tokens])
@@ -146,18 +224,43 @@ def _try(paths: Sequence[Path]) -> str:
         return f"its chat template is not valid Jinja ({error})"
     except NexaError as error:
         return error.reason if isinstance(error, ModelFileError) else str(error)
+    except TemplateBoundsError as error:
+        return f"its chat template is refused: {error.message}"
     except MemoryError:
         return "loading it took too much memory"
 
 
+def _rendered(template: ChatTemplate) -> str:
+    """A short chat's prompt. A template may want other roles; what counts is that it ends, and in memory."""
+    try:
+        return template.render([Message(Role.USER, "Hello")]).text
+    except NexaError as error:
+        if isinstance(error.__context__, MemoryError | TemplateBoundsError):
+            raise error.__context__ from None
+        return "Hello"
+
+
+def _say(verdict: Verdict) -> None:
+    sys.stdout.write(json.dumps(asdict(verdict)) + "\n")
+    sys.stdout.flush()
+
+
 def _main() -> None:
-    limit_s, limit_bytes = map(int, sys.argv[1:3])
+    configure_logging("ERROR")  # or the log would be among the verdicts
+    request = json.loads(sys.argv[1])
+    limit_s, limit_bytes = request["limit_s"], request["limit_bytes"]
     resource.setrlimit(resource.RLIMIT_CPU, (limit_s, limit_s + 5))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with suppress(ValueError, OSError):  # not on every system
         resource.setrlimit(resource.RLIMIT_AS, (limit_bytes, limit_bytes))
-    problem = _try([Path(name) for name in sys.argv[3:]])
-    sys.stdout.write(json.dumps({"problem": problem}) + "\n")
+    paths = [Path(name) for name in request["paths"]]
+    if request["adapters"]:
+        _say(Verdict("with its LoRA adapters it ended the process that tried"))
+    problem = _try(paths, request["adapters"])
+    _say(Verdict(problem))
+    if not problem and request["params"]:
+        with suppress(NexaError, MemoryError):
+            _say(Verdict(problem, plan_memory(paths, ContextParams(**request["params"]))))
 
 
 if __name__ == "__main__":

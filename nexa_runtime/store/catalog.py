@@ -95,7 +95,11 @@ class LoraAdapter(_Part):
 
 
 class EngineOptions(_Part):
-    """How the model is loaded; None: as the settings say. ``chat_template``: Jinja source."""
+    """How the model is loaded; None: as the settings say. ``chat_template``: Jinja source.
+
+    ``lora``: adapters (GGUF files, by absolute paths or such as begin in the catalog's folder) that hold for
+    every request.
+    """
 
     gpu_layers: int | None = Field(default=None, ge=-1, le=10_000)
     kv_type_k: KvType | None = None
@@ -172,10 +176,16 @@ class Catalog:
 
     def suggest(self, name: str) -> list[str]:
         """The names nearest to one that is unknown, the best first."""
-        wanted = _plain(name)[:200]
-        begun = sorted(one for one in self._by_name if one.startswith(wanted) or wanted.startswith(one))
-        near = difflib.get_close_matches(wanted, self._by_name, n=_MAX_SUGGESTIONS, cutoff=0.6)
-        return list(dict.fromkeys([*near, *begun]))[:_MAX_SUGGESTIONS]
+        return nearest(name, self._by_name)
+
+
+def nearest(name: str, names: Iterable[str]) -> list[str]:
+    """A few of ``names`` that somebody who wrote ``name`` may have meant, the best first."""
+    known = {_plain(one): one for one in names}
+    wanted = _plain(name)[:200]
+    begun = sorted(one for one in known if wanted and (one.startswith(wanted) or wanted.startswith(one)))
+    near = difflib.get_close_matches(wanted, known, n=_MAX_SUGGESTIONS, cutoff=0.6)
+    return [known[one] for one in dict.fromkeys([*near, *begun])][:_MAX_SUGGESTIONS]
 
 
 def parse_reference(text: str, catalog: Catalog) -> Reference:

@@ -77,14 +77,14 @@ def pull(
         on_event(PullEvent("retry", text=text))
 
     plan = hub.plan(wanted, revision=revision, on_retry=on_retry)
-    needed_bytes = remaining_bytes(plan, store)
+    needed_bytes = remaining_bytes(plan, store, on_event)
     on_event(PullEvent("plan", "", plan.size_bytes - needed_bytes, plan.size_bytes, _sentence(plan)))
     if dry_run:
         return plan
     refuse_full(store, needed_bytes)
 
     def on_wait() -> None:
-        on_event(PullEvent("waiting", "", 0, plan.size_bytes, "another process is pulling it; waiting"))
+        on_event(PullEvent("waiting", "", 0, plan.size_bytes, "somebody else is pulling it; waiting"))
 
     # The locks are kept until the record is written: what no record names, gc may remove.
     with disk_faults(store, needed_bytes), locked(store, (file.sha256 for file in plan.files), on_wait):
@@ -95,20 +95,23 @@ def pull(
     return record
 
 
-def remaining_bytes(plan: PullPlan, store: ModelStore) -> int:
-    """What a pull of this plan would transfer now."""
+def remaining_bytes(plan: PullPlan, store: ModelStore, on_event: OnEvent = ignore) -> int:
+    """What a pull of this plan would transfer now. It hashes what nobody has hashed yet."""
     files = {file.sha256: file for file in plan.files}.values()
     return sum(
         max(0, file.size_bytes - _size(store.partial_path(file.sha256)))
         for file in files
-        if not store.has_blob(file.sha256, file.size_bytes)
+        if not _is_sound(file, store, on_event)
     )
 
 
 def _bring(plan: PullPlan, file: HubFile, *, store: ModelStore, hub: Hub, on_event: OnEvent) -> GgufHeader:
     """Make sure that the store has the file's blob, which is locked; its header."""
-    if store.has_blob(file.sha256, file.size_bytes):
+    if _is_sound(file, store, on_event):
         return read_header(store.blob_path(file.sha256))
+    if store.has_blob(file.sha256, file.size_bytes):
+        text = "what the store has of it is damaged, and is fetched again"
+        on_event(PullEvent("verify", file.path, 0, file.size_bytes, text))
     partial = store.partial_path(file.sha256)
     there = _size(partial)
     if there:
@@ -124,13 +127,21 @@ def _bring(plan: PullPlan, file: HubFile, *, store: ModelStore, hub: Hub, on_eve
     return adopt(partial, file.path, file.sha256, store)
 
 
+def _is_sound(file: HubFile, store: ModelStore, on_event: OnEvent) -> bool:
+    return store.is_sound(_recorded(file), Progress(file.path, file.size_bytes, on_event))
+
+
+def _recorded(file: HubFile) -> FileRecord:
+    return FileRecord(file.path, file.size_bytes, file.sha256)
+
+
 def _record_of(
     wanted: ModelSpec | HubReference, revision: str | None, plan: PullPlan, headers: Sequence[GgufHeader]
 ) -> ModelRecord:
     name, aliases = _names(wanted, revision or wanted.revision, plan)
     return make_record(
         headers,
-        tuple(FileRecord(file.path, file.size_bytes, file.sha256) for file in plan.files),
+        tuple(map(_recorded, plan.files)),
         name=name,
         aliases=aliases,
         repo=plan.repo,

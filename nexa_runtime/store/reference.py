@@ -13,8 +13,11 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from nexa_runtime.errors import UsageError
+from nexa_runtime.store.records import record_file_name
 
 MAX_LENGTH = 1000
+DEMO_NAME = "demo"
+"""What the model that comes with the runtime is called, wherever a model can be named."""
 
 _HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
 _PATH_STARTS = ("/", "./", "../", "~")
@@ -87,6 +90,18 @@ def check_file(file: str) -> str:
     if not _FILE.fullmatch(file) or ".." in file or len(file) > 400 or not file.lower().endswith(".gguf"):
         raise ValueError("must be the path of a .gguf file in the repository")
     return file
+
+
+def check_name(name: str) -> str:
+    """``name``, if a model of the store can have it and be asked for by it. Raises ``UsageError``."""
+    record_file_name(name)
+    if name != name.strip() or name.startswith(_PATH_STARTS) or name.lower().endswith(".gguf"):
+        raise UsageError(
+            f"{_shown(name)} cannot be a model's name: it reads as a path, or has blanks around it."
+        )
+    if name.lower() == DEMO_NAME:
+        raise UsageError(f'"{name}" is the model that comes with the runtime; --name gives this one another.')
+    return name
 
 
 def check_text(text: str) -> str:

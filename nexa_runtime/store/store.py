@@ -144,7 +144,7 @@ class ModelStore:
         return self._locks.partial_path(_checked(sha256))
 
     def has_blob(self, sha256: str, size_bytes: int) -> bool:
-        """Whether it is there, at that size; ``trusted`` and ``verify`` look at what is in it."""
+        """Whether it is there, at that size; ``is_sound`` and ``verify`` look at what is in it."""
         try:
             status = self.blob_path(sha256).stat()
         except OSError:
@@ -239,13 +239,17 @@ class ModelStore:
         return [problem for problem in found if problem is not None]
 
     def trusted(self, record: ModelRecord) -> bool:
-        """Whether its files are what the record says: hashed once, and again only after one has changed."""
-        for file in record.files:
-            if not self.has_blob(file.sha256, file.size_bytes):
-                return False
-            if not self._trusted.has(self.blob_path(file.sha256)) and self._verify(file, lambda _: None):
-                return False
-        return True
+        """Whether its files are what the record says."""
+        return all(map(self.is_sound, record.files))
+
+    def is_sound(self, file: FileRecord, on_progress: Callable[[int], None] = lambda _: None) -> bool:
+        """Whether its blob is there and right: hashed once, and again only after it has changed.
+
+        ``on_progress``: bytes hashed so far, if it is hashed.
+        """
+        if not self.has_blob(file.sha256, file.size_bytes):
+            return False
+        return self._trusted.has(self.blob_path(file.sha256)) or self._verify(file, on_progress) is None
 
     def free_bytes(self) -> int:
         """What can be written where the store is, or would be."""

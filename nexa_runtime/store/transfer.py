@@ -29,6 +29,9 @@ WAITS_S = (1.0, 2.0, 4.0, 8.0, 16.0)
 """Before each further try, while none brings anything."""
 LONGEST_WAIT_S = 60.0
 """No ``Retry-After`` is obeyed for longer."""
+RATE_WINDOW_S = 60.0
+MIN_RATE_BYTES_PER_S = 1024
+"""What brings less than this over a whole window has stalled, though a byte comes now and then."""
 _READ_BYTES = 1 << 20
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,20})-[0-9]{1,20}/([0-9]{1,20})")
 
@@ -44,6 +47,13 @@ class PassingError(Exception):
         self.reason = reason
         self.retry_after_s = retry_after_s
         super().__init__(reason)
+
+
+class TooSlowError(PassingError):
+    """What came does not count: it would go on like this for ever."""
+
+    def __init__(self) -> None:
+        super().__init__(f"less than {MIN_RATE_BYTES_PER_S} bytes a second came")
 
 
 class Retries:
@@ -120,15 +130,19 @@ class Transfer:
         self._most = self._done
 
     def _wait(self, error: PassingError) -> None:
-        # A server that always starts over must not count as one that goes on.
-        if self._done > self._most:
-            self._most = self._done
-            self._retries.reset()
+        if not isinstance(error, TooSlowError):
+            self._note_gain()
         if not self._retries.wait(error):
             raise HubUnavailableError(
                 f"{self._source.name} could not be fetched: {error.reason}; {self._done} of"
                 f" {self._source.size_bytes} bytes are there, and the next pull goes on from them."
             ) from None
+
+    def _note_gain(self) -> None:
+        # A server that always starts over must not count as one that goes on.
+        if self._done > self._most:
+            self._most = self._done
+            self._retries.reset()
 
     def _attempt(self, out: BinaryIO) -> None:
         try:
@@ -177,6 +191,7 @@ class Transfer:
             raise PassingError("the answer is another part than the one asked for")
 
     def _take_body(self, response: httpx.Response, out: BinaryIO) -> None:
+        window_end, window_done = time.monotonic() + RATE_WINDOW_S, self._done
         for chunk in response.iter_raw():
             rest = chunk[: self._source.size_bytes - self._done]
             out.write(rest)
@@ -184,6 +199,11 @@ class Transfer:
             self._count(rest)
             if self._done == self._source.size_bytes:
                 return
+            if time.monotonic() >= window_end:
+                if self._done - window_done < MIN_RATE_BYTES_PER_S * RATE_WINDOW_S:
+                    raise TooSlowError
+                self._note_gain()
+                window_end, window_done = time.monotonic() + RATE_WINDOW_S, self._done
         raise PassingError("the answer ended too early")
 
     def _count(self, chunk: bytes) -> None:

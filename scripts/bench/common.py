@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,8 +41,8 @@ class BenchError(Exception):
 
 @dataclass
 class Result:
-    """One request: when it was sent (``time.perf_counter``), when its text came, in seconds since then, and
-    its tokens.
+    """One request: when it was sent (``time.perf_counter``), when its text came, in seconds since then, the
+    text and its tokens.
     """
 
     sent_at: float = 0.0
@@ -50,6 +50,7 @@ class Result:
     num_prompt: int = 0
     num_new: int = 0
     num_cached: int = 0
+    text: str = ""
     error: str | None = None
 
     @property
@@ -115,8 +116,9 @@ def _take(result: Result, event: dict[str, Any]) -> None:
         result.num_cached = details.get("cached_tokens", 0)
     elif event["choices"]:
         choice = event["choices"][0]
-        if choice.get("text") or choice.get("delta", {}).get("content"):
+        if text := choice.get("text") or choice.get("delta", {}).get("content"):
             result.moments.append(time.perf_counter() - result.sent_at)
+            result.text += text
 
 
 def check(result: Result) -> Result:
@@ -160,30 +162,90 @@ def serving(arguments: argparse.Namespace, tenants: Iterable[str]) -> Iterator[s
     """
     if not arguments.model.is_file():
         raise BenchError(f"there is no file {arguments.model}; scripts/bench/make_model writes one")
-    # So that being asked to end runs the clean-up below, as Ctrl-C does.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="nexa-bench-") as folder:
         tenants_file = Path(folder) / "tenants.yaml"
         # JSON is YAML.
         tenants_file.write_text(json.dumps({"tenants": {name: {} for name in tenants}}))
-        port = _free_port()
+        port = free_port()
         log = arguments.log or Path(tempfile.gettempdir()) / f"nexa-bench-{port}.log"
         print(f"the server's log: {log}", file=sys.stderr)
-        with log.open("wb") as log_stream:
-            child = subprocess.Popen(
-                _command(arguments, port),
-                env=_environment(tenants_file),
-                stdin=subprocess.DEVNULL,
-                stdout=log_stream,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C is for us; we end the child
-            )
-            try:
-                url = f"http://127.0.0.1:{port}"
-                _wait_until_ready(url, child, log, arguments.start_timeout)
-                yield url
-            finally:
-                _stop(child)
+        options = {
+            "--model": arguments.model.resolve(),
+            "--slots": arguments.slots,
+            "--ctx-size": arguments.ctx_size,
+            "--threads": arguments.threads,
+        }
+        command = nexa_command(port, options)
+        env = clean_environment() | {"TENANT_MODE": "multi", "NEXA_TENANTS_FILE": str(tenants_file)}
+        with running(command, port, "/readyz", log, env=env, timeout_s=arguments.start_timeout) as server:
+            yield server.url
+
+
+@dataclass(frozen=True)
+class RunningServer:
+    """A server child that answers. ``start_s``: from its start until it was ready."""
+
+    url: str
+    pid: int
+    start_s: float
+
+
+@contextmanager
+def running(
+    command: Sequence[str],
+    port: int,
+    ready_path: str,
+    log: Path,
+    *,
+    env: Mapping[str, str],
+    timeout_s: float,
+) -> Iterator[RunningServer]:
+    """A child that serves on ``port``, from the moment it says so at ``ready_path``. It ends with the block,
+    whatever ends that. Raises ``BenchError``.
+    """
+    # So that being asked to end runs the clean-up below, as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with log.open("wb") as log_stream:
+        begin = time.perf_counter()
+        child = subprocess.Popen(
+            command,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=log_stream,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C is for us; we end the child
+        )
+        try:
+            url = f"http://127.0.0.1:{port}"
+            _wait_until_ready(url + ready_path, child, log, timeout_s)
+            yield RunningServer(url, child.pid, time.perf_counter() - begin)
+        finally:
+            _stop(child)
+
+
+def nexa_command(port: int, options: Mapping[str, object]) -> list[str]:
+    """The command line of our server. ``options``: flags and values; None is left out."""
+    given = {"--host": "127.0.0.1", "--port": port} | dict(options)
+    words_ = [str(part) for pair in given.items() if pair[1] is not None for part in pair]
+    return [str(Path(sys.executable).with_name("nexa-runtime")), "serve", *words_]
+
+
+def clean_environment() -> dict[str, str]:
+    """Ours without settings and keys of any other server."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name not in _FOREIGN_NAMES and not name.startswith(_FOREIGN_PREFIXES)
+    }
+
+
+async def until(condition: Callable[[], bool], timeout_s: float = 120) -> None:
+    """Wait for ``condition``. Raises ``BenchError`` after ``timeout_s``."""
+    deadline = time.perf_counter() + timeout_s
+    while not condition():
+        if time.perf_counter() > deadline:
+            raise BenchError(f"what was waited for did not happen within {timeout_s:g} s")
+        await asyncio.sleep(0.01)
 
 
 async def settle(client: httpx.AsyncClient, timeout_s: float = 30) -> None:
@@ -195,30 +257,8 @@ async def settle(client: httpx.AsyncClient, timeout_s: float = 30) -> None:
         await asyncio.sleep(0.1)
 
 
-def _command(arguments: argparse.Namespace, port: int) -> list[str]:
-    options = {
-        "--model": arguments.model.resolve(),
-        "--host": "127.0.0.1",
-        "--port": port,
-        "--slots": arguments.slots,
-        "--ctx-size": arguments.ctx_size,
-        "--threads": arguments.threads,
-    }
-    given = [str(part) for pair in options.items() if pair[1] is not None for part in pair]
-    return [str(Path(sys.executable).with_name("nexa-runtime")), "serve", *given]
-
-
-def _environment(tenants_file: Path) -> dict[str, str]:
-    """Ours without settings and keys of any other server."""
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in _FOREIGN_NAMES and not name.startswith(_FOREIGN_PREFIXES)
-    }
-    return kept | {"TENANT_MODE": "multi", "NEXA_TENANTS_FILE": str(tenants_file)}
-
-
-def _free_port() -> int:
+def free_port() -> int:
+    """A port that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -230,11 +270,11 @@ def _wait_until_ready(url: str, child: subprocess.Popen[bytes], log: Path, timeo
         if child.poll() is not None:
             raise BenchError(f"the server ended with {child.returncode}; see {log}")
         try:
-            if httpx.get(f"{url}/readyz", timeout=5).status_code == 200:
+            if httpx.get(url, timeout=5, trust_env=False).status_code == 200:
                 return
         except httpx.HTTPError:
             pass
-        time.sleep(0.2)
+        time.sleep(0.02)
     raise BenchError(f"the server was not ready after {timeout_s:g} s; see {log}")
 
 

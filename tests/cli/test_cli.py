@@ -54,8 +54,8 @@ def spawn(*arguments: str) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
-def assert_one_sentence(result: subprocess.CompletedProcess[str], *words: str) -> None:
-    assert result.returncode == 1
+def assert_one_sentence(result: subprocess.CompletedProcess[str], *words: str, status: int = 1) -> None:
+    assert result.returncode == status
     assert result.stdout == ""
     (line,) = [line for line in result.stderr.splitlines() if not line.startswith("{")]
     assert line.startswith("nexa-runtime: ")
@@ -99,25 +99,25 @@ def test_ctrl_c_at_the_prompt_ends_the_chat() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "env", "words"),
+    ("status", "arguments", "env", "words"),
     [
-        (["serve", "--port", "70000"], {}, ["NEXA_PORT", "70000", "0 to 65535"]),
-        (["serve", "--slots", "many"], {}, ["NEXA_SLOTS", "many"]),
-        (["serve"], {"NEXA_CTX_SIZE": "1"}, ["NEXA_CTX_SIZE", "256"]),
-        (["serve", "--model", "absent.gguf", "--port", "0"], {}, ["absent.gguf", "no such file"]),
-        (["serve", "--model", "/", "--port", "0"], {}, ["folder"]),
-        (["serve", "--model", __file__, "--port", "0"], {}, ["not a GGUF file"]),
-        (["serve", "--host", "a..b"], {}, ["NEXA_HOST"]),
-        (["serve", "--model", "~nosuchuser/x.gguf", "--port", "0"], {}, ["no such file"]),
-        (["serve", "--ctx-size", "90000000", "--port", "0"], {}, ["NEXA_CTX_SIZE", "GiB"]),
-        (["run", "absent.gguf", "hi"], {}, ["no such file"]),
-        (["run", "demo", "word " * 5000], {}, ["tokens", "context"]),
+        (1, ["serve", "--port", "70000"], {}, ["NEXA_PORT", "70000", "0 to 65535"]),
+        (1, ["serve", "--slots", "many"], {}, ["NEXA_SLOTS", "many"]),
+        (1, ["serve"], {"NEXA_CTX_SIZE": "1"}, ["NEXA_CTX_SIZE", "256"]),
+        (3, ["serve", "--model", "absent.gguf", "--port", "0"], {}, ["There is no file absent.gguf"]),
+        (2, ["serve", "--model", "/", "--port", "0"], {}, ["/ is no file"]),
+        (6, ["serve", "--model", __file__, "--port", "0"], {}, ["not a GGUF file"]),
+        (1, ["serve", "--host", "a..b"], {}, ["NEXA_HOST"]),
+        (2, ["serve", "--model", "~nosuchuser/x.gguf", "--port", "0"], {}, ["the home of nobody known"]),
+        (1, ["serve", "--ctx-size", "90000000", "--port", "0"], {}, ["NEXA_CTX_SIZE", "GiB"]),
+        (3, ["run", "absent.gguf", "hi"], {}, ["There is no file absent.gguf"]),
+        (1, ["run", "demo", "word " * 5000], {}, ["tokens", "context"]),
     ],
 )
 def test_what_cannot_be_done_is_one_sentence(
-    arguments: list[str], env: dict[str, str], words: list[str]
+    status: int, arguments: list[str], env: dict[str, str], words: list[str]
 ) -> None:
-    assert_one_sentence(nexa(*arguments, **env), *words)
+    assert_one_sentence(nexa(*arguments, **env), *words, status=status)
 
 
 def test_a_taken_port_is_one_sentence_and_no_model_is_loaded_for_it() -> None:

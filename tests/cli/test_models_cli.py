@@ -188,6 +188,26 @@ def test_rm_keeps_what_another_model_shares(person: Person) -> None:
         (3, ["rm", "nope"], '"nope" is not in the store'),
         (3, ["verify", "nope"], '"nope" is not in the store'),
         (3, ["import", "/none/x.gguf"], "/none/x.gguf"),
+        (3, ["import", "x" * 5000], "There is no file xxx"),
+        (2, ["import", ""], "is no file"),
+        (2, ["import", "/"], "is no file"),
+        (2, ["import", str(DEMO_PATH), "--name", ""], "name"),
+        (2, ["import", str(DEMO_PATH), "--name", "../x"], "name"),
+        (2, ["pull", ""], "No model is named"),
+        (2, ["pull", "org/../x"], "org/repo:QUANT"),
+        (2, ["pull", "x" * 5000], "1000"),
+        (3, ["show", "llama3:70b"], "nexa-runtime pull llama3:70b"),
+        (3, ["show", ""], "nothing yet"),
+        (3, ["run", "lama3", "hi"], "did you mean llama3"),
+        (3, ["run", "org/repo", "hi"], '"org/repo" is not in the store; bring it with: nexa-runtime pull'),
+        (3, ["run", "./none.gguf", "hi"], "There is no file none.gguf"),
+        (6, ["run", __file__, "hi"], "not a GGUF file"),
+        (2, ["run", "", "hi"], "No model is named"),
+        (2, ["run", "demo"], "--json needs a question"),
+        (3, ["probe", "/none/x.gguf"], "/none/x.gguf"),
+        (2, ["probe", "/"], "is no file"),
+        (3, ["probe", "~nosuchuser/x.gguf"], "~nosuchuser/x.gguf"),
+        (6, ["probe", __file__], "not a GGUF file"),
         (6, ["import", __file__], "not a GGUF file"),
         (2, ["pull", str(DEMO_PATH)], f"nexa-runtime import {DEMO_PATH}"),
         (2, ["pull", "./none.gguf"], "nexa-runtime import ./none.gguf"),
@@ -201,6 +221,63 @@ def test_what_cannot_be_done_has_its_exit_code(
     person: Person, status: int, arguments: list[str], said: str
 ) -> None:
     assert said in person.fails(status, *arguments)
+
+
+def test_what_was_perhaps_meant_is_said(person: Person) -> None:
+    person.has_demo("qwen-small")
+    for arguments in (
+        ["show", "qwen-smal"],
+        ["rm", "qwen"],
+        ["verify", "quen-small"],
+        ["run", "qwen_small", "hi"],
+    ):
+        assert "did you mean qwen-small?" in person.fails(3, *arguments)
+
+
+def test_an_answer_is_one_document(person: Person) -> None:
+    person.has_demo()
+    answer = person.gets("run", "toy", "What is the capital of France?")
+    seconds = answer.pop("seconds")
+    assert answer == {
+        "model": "toy",
+        "text": "The capital of France is Paris.",
+        "finish_reason": "stop",
+        "usage": answer["usage"],
+    }
+    assert answer["usage"]["prompt_tokens"] > answer["usage"]["completion_tokens"] > 0
+    assert seconds > 0
+
+
+def test_a_damaged_model_is_not_run(person: Person) -> None:
+    person.has_demo()
+    (blob,) = person.blobs()
+    blob.chmod(0o644)
+    content = bytearray(blob.read_bytes())
+    content[5_000_000] ^= 1
+    blob.write_bytes(content)
+    assert "nexa-runtime verify" in person.fails(6, "run", "toy", "hi")
+    blob.write_bytes(b"GGUF")
+    assert "nexa-runtime verify" in person.fails(6, "run", "toy", "hi")
+
+
+def test_a_probe_says_that_a_file_can_be_served(person: Person) -> None:
+    assert person.gets("probe", str(DEMO_PATH)) == {"files": [str(DEMO_PATH)], "can_be_served": True}
+    assert person.runs("probe", str(DEMO_PATH)).stdout == "nexa-demo.gguf can be served.\n"
+
+
+def test_an_import_takes_no_other_model_s_name(person: Person, tmp_path: Path) -> None:
+    person.has_demo()
+    other = tmp_path / "other.gguf"
+    other.write_bytes(demo_bytes(1))
+    assert "--force" in person.fails(2, "import", str(other), "--name", "toy")
+    again = person.runs("import", str(DEMO_PATH), "--name", "toy")
+    assert (again.returncode, "in the store already" in again.stderr) == (0, True)
+    replaced = person.gets("import", str(other), "--name", "toy", "--force")["model"]
+    assert person.gets("list")["models"] == [replaced]
+
+
+def test_a_sentence_never_steers_the_terminal(person: Person) -> None:
+    assert "\x1b" not in person.runs("show", "a\x1b[2Jb").stderr
 
 
 def test_an_error_is_one_sentence_on_stderr(person: Person) -> None:

@@ -100,6 +100,15 @@ def test_what_would_end_the_process_is_refused(context: EmbeddingContext) -> Non
         context.embed([np.array([-1], dtype=np.int32)])
 
 
+def test_a_context_of_few_tokens_takes_as_many_inputs_at_most(bert: Model) -> None:
+    small = EmbeddingContext(bert, max_tokens=8, num_threads=2)
+    tokens = np.full(1, 5, dtype=np.int32)
+    assert small.embed([tokens] * 8).shape == (8, SHAPE.width)
+    with pytest.raises(LlamaGuardError, match="9 inputs in a call of at most 8"):
+        small.embed([tokens] * 9)
+    small.close()
+
+
 def test_an_encoder_has_no_kv_cache_to_generate_with(bert: Model) -> None:
     assert bert.is_encoder
     with pytest.raises(ModelFileError, match="cannot generate"):

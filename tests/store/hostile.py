@@ -1,7 +1,7 @@
 """GGUF files made by hand: good ones, and those that are built to do harm.
 
 ``make_gguf`` writes any header, right or wrong. ``HOSTILE_FILES`` are refused by ``read_header``, each with a
-word of its reason.
+word of its reason. The files of ``write_bombs`` have good headers: only who loads them is harmed.
 """
 
 import struct
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import nexa_runtime
+from tests.support import copy_model
 
 DEMO_PATH = Path(nexa_runtime.__file__).parent / "data" / "nexa-demo.gguf"
 
@@ -203,3 +204,24 @@ def write_hostile_files(folder: Path) -> dict[str, Path]:
         paths[name] = folder / f"hostile-{number}.gguf"
         paths[name].write_bytes(content)
     return paths
+
+
+def write_bombs(folder: Path) -> dict[str, Path]:
+    """The demo model with something inside that goes off when it is loaded or asked, by what it is."""
+    templates = {
+        "with a template bomb": "{{ 'x' * 10**15 }}",
+        "with nested template loops": "{% for i in range(99999) %}" * 4 + "x" + "{% endfor %}" * 4,
+        # Few steps, each of them long; and a text that is doubled until memory ends.
+        "with a slow template": "{% for i in range(9999) %}{{ ('ab ' * 3000000) | wordwrap }}{% endfor %}",
+        "with a growing template": (
+            "{% set all = namespace(text='x') %}"
+            "{% for i in range(60) %}{% set all.text = all.text ~ all.text %}{% endfor %}"
+        ),
+    }
+    bombs = {
+        name: copy_model(folder / f"template-{number}.gguf", chat_template=template)
+        for number, (name, template) in enumerate(templates.items())
+    }
+    return bombs | {
+        "that ends the process": copy_model(folder / "abort.gguf", layer_norm_rms_epsilon=-1.0),
+    }

@@ -23,7 +23,8 @@ def test_an_import_copies_a_file_under_its_own_name(store: ModelStore, tmp_path:
     assert DEMO_PATH.exists()
     assert (events[-1].kind, events[-1].text) == ("done", "nexa-demo: imported")
     assert import_file([DEMO_PATH], store=store, name="other").name == "other"
-    assert import_file(DEMO_PATH, store=store) == record
+    assert import_file(DEMO_PATH, store=store, on_event=events.append) == record
+    assert events[-1].text == "nexa-demo: in the store already, and the same"
     assert [one.name for one in store.records()] == ["nexa-demo", "other"]
     assert_tidy(store)
 
@@ -36,10 +37,42 @@ def test_the_first_part_of_a_split_model_brings_the_others(store: ModelStore, tm
     assert (record.name, len(record.files)) == ("nexa-split", 3)
     assert_tidy(store)
     with pytest.raises(IntegrityError, match="says that it is part"):
-        import_file([first, second], store=store)
+        import_file([first, second], store=store, name="half")
     second.unlink()
     with pytest.raises(NotFoundError, match="00002-of-00003"):
         import_file(first, store=store)
+
+
+def test_a_name_that_is_taken_is_refused_unless_forced(store: ModelStore, tmp_path: Path) -> None:
+    other = tmp_path / "other.gguf"
+    other.write_bytes(demo_bytes(1))
+    record = import_file(DEMO_PATH, store=store, name="mine")
+    for name in ("mine", "MINE", "mine:latest"):
+        with pytest.raises(UsageError, match=r"another model in the store; --name .*, --force"):
+            import_file(other, store=store, name=name)
+    assert store.records() == [record]
+    assert len(list((store.root / "blobs").iterdir())) == 1
+    replaced = import_file(other, store=store, name="mine", is_forced=True)
+    assert store.records() == [replaced]
+    assert replaced.id != record.id
+
+
+def test_the_same_file_mends_a_damaged_model(store: ModelStore) -> None:
+    record = import_file(DEMO_PATH, store=store, name="mine")
+    (blob,) = store.paths(record)
+    blob.chmod(0o644)
+    blob.write_bytes(b"x" * SIZE)
+    assert import_file(DEMO_PATH, store=store, name="mine").id == record.id
+    assert blob.read_bytes() == demo_bytes()
+
+
+@pytest.mark.parametrize(
+    "name", ["", " ", " a", "../x", "./x", "/x", "~x", "x.gguf", "x.GGUF", "a\nb", "x" * 201, "Demo"]
+)
+def test_a_name_that_nobody_could_ask_for_is_refused(store: ModelStore, name: str) -> None:
+    with pytest.raises(UsageError, match=r"name|model that comes with"):
+        import_file(DEMO_PATH, store=store, name=name)
+    assert not store.root.exists()
 
 
 def test_what_cannot_be_imported_is_told_and_leaves_nothing(
@@ -51,8 +84,11 @@ def test_what_cannot_be_imported_is_told_and_leaves_nothing(
         import_file(page, store=store)
     with pytest.raises(NotFoundError, match="There is no file"):
         import_file(tmp_path / "nothing.gguf", store=store)
-    with pytest.raises(UsageError, match="is no file"):
-        import_file(tmp_path, store=store)
+    for folder in (tmp_path, Path(), Path("/")):
+        with pytest.raises(UsageError, match="is no file"):
+            import_file(folder, store=store)
+    with pytest.raises(NotFoundError, match="There is no file xxx"):
+        import_file(Path("x" * 5000), store=store)
     with pytest.raises(UsageError, match="No file was given"):
         import_file([], store=store)
     monkeypatch.setattr(store, "free_bytes", lambda: SIZE - 1)

@@ -74,6 +74,16 @@ class Puller:
         return [event.kind for event in self.events if event.kind != "progress"]
 
 
+def damage(blob: Path) -> None:
+    """Change one byte; the size stays."""
+    blob.chmod(0o644)
+    with blob.open("r+b") as file:
+        file.seek(5_000_000)
+        byte = file.read(1)
+        file.seek(5_000_000)
+        file.write(bytes([byte[0] ^ 1]))
+
+
 @pytest.fixture
 def puller(standin: HubStandin, store: ModelStore) -> Puller:
     return Puller(standin, store)
@@ -164,6 +174,33 @@ def test_a_blob_that_another_model_brought_is_not_transferred_again(
     assert standin.bytes_sent[SHA256] == SIZE
     assert len(store.records()) == 2
     assert len(names_in(store.root / "blobs")) == 1
+
+
+def test_a_damaged_blob_is_noticed_and_fetched_again(
+    puller: Puller, store: ModelStore, standin: HubStandin
+) -> None:
+    record = puller(HubReference(DEMO))
+    (blob,) = store.paths(record)
+    damage(blob)
+    assert puller(HubReference(DEMO)) == record
+    assert [(event.kind, event.text) for event in puller.events if event.kind == "verify"] == [
+        ("verify", "what the store has of it is damaged, and is fetched again")
+    ]
+    assert puller.events[0].kind == "progress"
+    assert blob.read_bytes() == demo_bytes()
+    assert standin.bytes_sent[SHA256] == 2 * SIZE
+    assert_tidy(store)
+
+
+def test_a_sound_blob_is_hashed_once(puller: Puller, store: ModelStore, standin: HubStandin) -> None:
+    record = puller(HubReference(DEMO))
+    puller.store = ModelStore(store.root, store.root / "other state")
+    puller(HubReference(DEMO))
+    assert puller.events[-3].kind == "progress"
+    puller(HubReference(DEMO))
+    assert [event.kind for event in puller.events] == ["plan", "done"]
+    assert standin.bytes_sent[SHA256] == SIZE
+    assert store.trusted(record)
 
 
 def test_a_dry_run_gives_the_plan_and_writes_nothing(puller: Puller, store: ModelStore) -> None:

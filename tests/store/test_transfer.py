@@ -11,6 +11,7 @@ from nexa_runtime.errors import (
     IntegrityError,
     NotFoundError,
 )
+from nexa_runtime.store import transfer
 from nexa_runtime.store.catalog import HubReference
 from nexa_runtime.store.hub import PullPlan
 from nexa_runtime.store.transfer import retry_after_s
@@ -159,6 +160,29 @@ def test_progress_between_faults_gives_all_tries_back(
     fetch(standin, partial, waits)
     assert set(waits) == {1}
     assert standin.bytes_sent[SHA256] == SIZE
+
+
+def test_a_drip_is_a_stall_and_the_transfer_goes_on_elsewhere(
+    standin: HubStandin, waits: Waits, partial: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transfer, "RATE_WINDOW_S", 0.3)
+    drip = standin.order("drip", where="/resolve/", at=100_000)
+    said = fetch(standin, partial, waits)
+    assert partial.read_bytes() == demo_bytes()
+    assert ("less than 1024 bytes a second came; trying again in 1 s" in said[0], len(said)) == (True, 1)
+    assert standin.bytes_sent[SHA256] < SIZE + 10_000
+    assert drip.times == 0
+
+
+def test_a_drip_that_stays_uses_up_all_tries(
+    standin: HubStandin, waits: Waits, partial: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transfer, "RATE_WINDOW_S", 0.1)
+    standin.order("drip", where="/resolve/", at=0, times=99)
+    with pytest.raises(HubUnavailableError, match=r"bytes a second came; [0-9]+ of .* the next pull goes on"):
+        fetch(standin, partial, waits)
+    assert waits == list(transfer.WAITS_S)
+    assert partial.read_bytes() == demo_bytes()[: partial.stat().st_size]
 
 
 def test_damage_that_stays_is_told_and_nothing_is_kept(

@@ -18,7 +18,8 @@ from nexa_runtime.server.protocol.common import (
     finish_name,
     usage_body,
 )
-from nexa_runtime.serving.generation import GenerationOptions, Usage
+from nexa_runtime.serving.generation import Usage
+from nexa_runtime.serving.generation_service import GenerationOptions
 
 MAX_MESSAGES = 2048
 MAX_PARTS = 1024

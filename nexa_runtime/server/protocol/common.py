@@ -10,7 +10,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from nexa_runtime.engine.sequence import FinishReason
 from nexa_runtime.errors import InvalidRequestError
-from nexa_runtime.serving.generation import GenerationOptions, Usage
+from nexa_runtime.serving.generation import Usage
+from nexa_runtime.serving.generation_service import GenerationOptions
 
 MAX_STOPS = 16
 MAX_STOP_BYTES = 256

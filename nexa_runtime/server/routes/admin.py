@@ -11,10 +11,11 @@ from nexa_runtime.engine.scheduler import TenantCounts
 from nexa_runtime.errors import InvalidRequestError, NexaError, TenantUnknownError
 from nexa_runtime.server.body import read_json_object
 from nexa_runtime.server.errors import error_body, json_response
+from nexa_runtime.server.ignored import ignored_header
 from nexa_runtime.server.services import Services, services
-from nexa_runtime.server.stream import DONE, KEEP_ALIVE_S, frame
+from nexa_runtime.server.stream import DONE, KEEP_ALIVE_S, SEND_TIMEOUT_S, WITHHOLD_S, frame
 from nexa_runtime.serving.pool import ModelPool
-from nexa_runtime.serving.pulling import Puller
+from nexa_runtime.serving.pulling import Pull
 from nexa_runtime.serving.tenants import PUBLIC_TENANT_ID, max_sequence_tokens, share_of
 from nexa_runtime.tenancy.tenant import Tenant, check_tenant_id, describe
 
@@ -36,19 +37,28 @@ async def load_model(request: Request) -> Response:
 
 
 async def pull_model(request: Request) -> Response:
-    """Bring a model into the store: a stream of events, the last one ``[DONE]`` or an error."""
+    """Bring a model into the store: a stream of events, the last one ``[DONE]`` or an error.
+
+    The status is withheld until the files themselves come, so that what is refused before is a real one. The
+    pull goes on when the client leaves.
+    """
     services(request).gate.check_admin(request)
     body = await read_json_object(request, services(request).settings)
-    name = body.get("model")
+    name = body.pop("model", None)
     if not isinstance(name, str) or not name:
         raise InvalidRequestError("model must be the name of a model.", param="model")
-    events = _pull_frames(services(request).puller, name)
-    return EventSourceResponse(events, ping=KEEP_ALIVE_S, sep="\n")
+    headers = ignored_header([field for field, value in body.items() if value is not None])
+    running = services(request).puller.start(name)
+    await running.wait_begun(WITHHOLD_S)
+    frames = _pull_frames(running)
+    return EventSourceResponse(
+        frames, headers=headers, ping=KEEP_ALIVE_S, sep="\n", send_timeout=SEND_TIMEOUT_S
+    )
 
 
-async def _pull_frames(puller: Puller, name: str) -> AsyncIterator[bytes]:
+async def _pull_frames(running: Pull) -> AsyncIterator[bytes]:
     try:
-        async for event in puller.pull(name):
+        async for event in running.events():
             yield frame(asdict(event))
         yield DONE
     except NexaError as error:

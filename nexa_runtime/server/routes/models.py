@@ -3,7 +3,6 @@
 from starlette.requests import Request
 from starlette.responses import Response
 
-from nexa_runtime.errors import ModelNotAllowedError
 from nexa_runtime.server.errors import json_response
 from nexa_runtime.server.services import services, tenant_of
 from nexa_runtime.serving.library import ModelSource
@@ -28,9 +27,7 @@ async def get_model(request: Request) -> Response:
     """One of these names."""
     name = request.path_params["name"]
     tenant = await tenant_of(request)
-    source = services(request).dispatcher.pool.find(name)
-    if not is_allowed(tenant, source.names):
-        raise ModelNotAllowedError(name)
+    source = services(request).dispatcher.find_model(tenant, name)
     return json_response(_model_body(name, source, _loaded(request).get(source.id)))
 
 
