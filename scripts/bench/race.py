@@ -88,7 +88,7 @@ class Row:
     metrics: tuple[Metric, ...]
     model: str = "chat"
     slots: int = 8
-    cells: int = 16_384
+    cells: int = 32_768
 
 
 async def _closed_loop(
@@ -232,7 +232,7 @@ async def _embed(race: Race) -> Measures:
     for _ in range(10):
         inputs = [race.own_words(12) for _ in range(64)]
         start = time.perf_counter()
-        response = await race.client.post("/v1/embeddings", json={"input": inputs, "model": "bench"})
+        response = await race.client.post("/v1/embeddings", json={"input": inputs})
         response.raise_for_status()
         times.append(time.perf_counter() - start)
         assert len(response.json()["data"]) == 64
@@ -336,9 +336,14 @@ def _measure(
     name: str, row: Row, seed: int, models: dict[str, Path], options: argparse.Namespace
 ) -> Measures:
     async def run(server: RunningServer) -> Measures:
-        limits = httpx.Limits(max_connections=None)
+        # A connection each: llama-server closes idle ones just when a client may use them again.
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
         async with httpx.AsyncClient(
-            base_url=server.url, timeout=900, limits=limits, trust_env=False
+            base_url=server.url,
+            headers={"X-Tenant-Id": "demo"},
+            timeout=900,
+            limits=limits,
+            trust_env=False,
         ) as client:
             return await row.measure(Race(client, random.Random(seed)))
 
@@ -416,7 +421,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Race this server against llama-server.")
     parser.add_argument("--model", type=Path, help=MODEL_HELP)
     parser.add_argument("--llama-server", type=Path, default=_default_llama_server())
-    parser.add_argument("--llama-flags", default="", help="further flags for llama-server")
+    parser.add_argument("--llama-flags", default="--kv-unified", help="further flags for llama-server")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rows", default=",".join(row.name for row in ROWS), help="names, by commas")
     parser.add_argument("--pairs", type=int, default=5, help="per row, with those the results file has")
@@ -430,9 +435,9 @@ def main() -> None:
     try:
         if not options.table:
             _race(rows, options)
-    except BenchError as error:
-        sys.exit(str(error))
-    except KeyboardInterrupt:
+    except* BenchError as errors:
+        sys.exit(str(errors.exceptions[0]))
+    except* KeyboardInterrupt:
         print("cut short; the same command goes on", file=sys.stderr)
     print(table(_read(options.results)))
 
