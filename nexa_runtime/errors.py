@@ -439,15 +439,20 @@ class QueueTimeoutError(BoxBusyError):
 
 
 class ModelLoadingError(BoxBusyError):
-    """The model is on its way into memory. ``waited_s``: None where the client chose not to wait."""
+    """The model is on its way into memory. ``loading_s``: since when; ``last_s``: what it took last time."""
 
     code = "model_loading"
 
-    def __init__(self, name: str, waited_s: float | None, retry_after_s: float) -> None:
+    def __init__(self, name: str, loading_s: float, last_s: float | None = None) -> None:
         self.name = name
-        self.waited_s = waited_s
-        waited = "" if waited_s is None else f" after {waited_s:g} seconds still"
-        super().__init__(f'The model "{name}" is{waited} being loaded.', retry_after_s)
+        self.loading_s = loading_s
+        self.last_s = last_s
+        last = "" if last_s is None else f"; last time it took {last_s:.1f} seconds"
+        # Where nobody knows how long it takes, it is asked about less often the longer it takes.
+        left_s = min(loading_s, 10.0) if last_s is None else last_s - loading_s
+        super().__init__(
+            f'The model "{name}" is being loaded, for {loading_s:.1f} seconds so far{last}.', max(left_s, 1.0)
+        )
 
 
 class ModelLoadFailedError(BoxBusyError):

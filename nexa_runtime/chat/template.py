@@ -14,12 +14,12 @@ import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 import jinja2
 
+from nexa_runtime.chat.budget import charge
 from nexa_runtime.chat.messages import Message, Role
-from nexa_runtime.chat.sandbox import Sandbox, bounded
+from nexa_runtime.chat.sandbox import Sandbox, TemplateBoundsError, bounded
 from nexa_runtime.errors import InvalidRequestError
 
 CHATML = (
@@ -30,6 +30,8 @@ CHATML = (
 
 _GUARDS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
 """Unicode's noncharacters: no text that is interchanged has them."""
+_MAX_REASON_LENGTH = 500
+_MAX_PATTERN_LENGTH = 100
 
 
 class TemplateSyntaxError(ValueError):
@@ -51,10 +53,9 @@ class ChatTemplate:
         self, source: str, *, bos_text: str = "", eos_text: str = "", control_texts: Collection[str] = ()
     ) -> None:
         environment = Sandbox()
-        environment.filters["tojson"] = _to_json
         environment.globals.update(raise_exception=_raise, strftime_now=_strftime_now)
         try:
-            self._template = environment.from_string(source)
+            self._template = environment.compile_source(source)
         except jinja2.TemplateSyntaxError as error:
             raise TemplateSyntaxError(f"line {error.lineno}: {error.message}") from None
         self._globals = {"bos_token": bos_text, "eos_token": eos_text}
@@ -76,13 +77,15 @@ class ChatTemplate:
                     add_generation_prompt=True,
                     **self._globals,
                 )
+                charge(len(text))
         except jinja2.TemplateError as error:
-            message = f"The model's chat template refuses these messages: {error.message}"
+            message = f"The model's chat template refuses these messages: {_short(error)}"
             raise InvalidRequestError(message, param="messages") from None
         except (
-            TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError, MemoryError,
+            TypeError, ValueError, ArithmeticError, LookupError, AttributeError, NameError, RuntimeError,
+            AssertionError, MemoryError,
         ) as error:  # fmt: skip
-            message = f"The model's chat template cannot render these messages: {error}"
+            message = f"The model's chat template cannot render these messages: {_short(error)}"
             raise InvalidRequestError(message, param="messages") from None
         return RenderedPrompt(text, guard)
 
@@ -156,9 +159,9 @@ def _parsed(text: str) -> object:
         return None
 
 
-def _to_json(value: Any, indent: int | None = None, **_: Any) -> str:
-    """As Hugging Face's ``tojson``: no HTML escapes, no ASCII escapes."""
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+def _short(error: Exception) -> str:
+    """What it says; a template may say anything."""
+    return str(error)[:_MAX_REASON_LENGTH]
 
 
 def _raise(message: str) -> None:
@@ -166,4 +169,6 @@ def _raise(message: str) -> None:
 
 
 def _strftime_now(pattern: str) -> str:
+    if len(pattern) > _MAX_PATTERN_LENGTH:
+        raise TemplateBoundsError(f"it formats a date by more than {_MAX_PATTERN_LENGTH} characters")
     return datetime.now().astimezone().strftime(pattern)

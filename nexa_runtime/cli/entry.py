@@ -48,7 +48,7 @@ def _run() -> int:
     try:
         return _run_for_program() if as_json else _run_for_person()
     except NexaError as error:
-        return _report(error.code, str(error), exit_code(error), as_json=as_json)
+        return _report(error.code, _sentence(error), exit_code(error), as_json=as_json)
     except KeyboardInterrupt:
         if as_json:
             _report("interrupted", "Interrupted.", _INTERRUPTED, as_json=True)
@@ -98,6 +98,17 @@ def _end_of_output(error: OSError, *, as_json: bool) -> int:
     # Where that is standard output itself, Python would complain again when it flushes it at exit.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 1 if isinstance(error, BrokenPipeError) else _report("os_error", sentence, 1, as_json=False)
+
+
+def _sentence(error: Exception) -> str:
+    """What an error says, with sizes as every command writes them."""
+    from nexa_runtime.cli.output import format_bytes
+    from nexa_runtime.errors import NoSpaceError
+
+    if not isinstance(error, NoSpaceError):
+        return str(error)
+    free, needed = format_bytes(error.free_bytes), format_bytes(error.needed_bytes)
+    return f"{error.path} has {free} free, and {needed} are needed."
 
 
 def _report(code: str, sentence: str, status: int, *, as_json: bool) -> int:

@@ -103,6 +103,8 @@ def _show_event(bars: Bars, event: "PullEvent") -> None:
     name = event.file.rpartition("/")[2]
     if event.kind == "progress":
         bars.update(name, event.done_bytes, event.total_bytes)
+    elif event.kind == "plan":
+        bars.say(f"{event.text}, {words.format_bytes(event.total_bytes)}")
     elif event.text:
         bars.say(f"{name}: {event.text}" if name and name not in event.text else event.text)
 
@@ -231,20 +233,30 @@ def _show_hashed(bars: Bars, record: ModelRecord, done_bytes: int) -> None:
 def remove(
     settings: Settings, output: Output, names: Sequence[str], *, is_forced: bool, is_dry_run: bool
 ) -> None:
-    """Remove models. Raises ``NotFoundError``, and ``ModelInUseError`` where a running server has one."""
+    """Remove models. Raises ``NotFoundError``, and ``ModelInUseError`` where a running server has one.
+
+    ``is_forced``: also a record that cannot be read, which has no id.
+    """
     store = _store(settings)
-    records = _all_stored(store, names)
+    unreadable = {name: plan for name in names if is_forced and (plan := store.plan_unreadable(name))}
+    if not unreadable:
+        store.refuse_unreadable()
+    records = _all_stored(store, [name for name in names if name not in unreadable])
     if not is_forced:
         _refuse_held(settings, records)
     removed: list[dict[str, object]] = []
+    for name, plan in unreadable.items():
+        freed_bytes = 0 if is_dry_run else store.remove(plan, partial(_say_waiting, output))
+        removed.append({"name": name, "id": None, "freed_bytes": freed_bytes})
     for record in records:
         plan = store.plan_removal(record.name)
         output.say(f"{record.name}: {words.format_bytes(plan.freed_bytes)} will be freed.")
-        freed_bytes = plan.freed_bytes if is_dry_run else store.remove(plan)
+        freed_bytes = plan.freed_bytes if is_dry_run else store.remove(plan, partial(_say_waiting, output))
         removed.append({"name": record.name, "id": record.id, "freed_bytes": freed_bytes})
     document = {"removed": removed, "dry_run": is_dry_run}
-    text = "" if is_dry_run else "\n".join(f"removed {words.clean(record.name)}" for record in records)
-    output.result(document, text, [record.name for record in records])
+    gone = [str(one["name"]) for one in removed]
+    text = "" if is_dry_run else "\n".join(f"removed {words.clean(name)}" for name in gone)
+    output.result(document, text, gone)
 
 
 def collect_garbage(settings: Settings, output: Output, *, is_dry_run: bool) -> None:
@@ -252,9 +264,15 @@ def collect_garbage(settings: Settings, output: Output, *, is_dry_run: bool) -> 
     store = _store(settings)
     plan = store.plan_gc()
     paths = [str(path.relative_to(store.root)) for path in (*plan.blobs, *plan.leftovers)]
-    freed_bytes = plan.freed_bytes if is_dry_run or not paths else store.remove(plan)
+    freed_bytes = (
+        plan.freed_bytes if is_dry_run or not paths else store.remove(plan, partial(_say_waiting, output))
+    )
     document = {"removed": paths, "freed_bytes": freed_bytes, "dry_run": is_dry_run}
     output.result(document, _garbage_text(plan, paths, freed_bytes, is_dry_run=is_dry_run), paths)
+
+
+def _say_waiting(output: Output) -> None:
+    output.say("Somebody else is writing to the store; waiting.")
 
 
 def _garbage_text(plan: RemovalPlan, paths: Sequence[str], freed_bytes: int, *, is_dry_run: bool) -> str:

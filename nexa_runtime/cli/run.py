@@ -26,7 +26,6 @@ from nexa_runtime.errors import ClientDisconnectedError, IntegrityError, NexaErr
 from nexa_runtime.serving.dispatcher import Dispatcher
 from nexa_runtime.serving.generation import Usage
 from nexa_runtime.serving.generation_service import GenerationOptions, GenerationService
-from nexa_runtime.serving.library import Library
 from nexa_runtime.serving.pool import ModelPool
 from nexa_runtime.serving.probe import Prober
 from nexa_runtime.serving.tenants import LOCAL_TENANT
@@ -57,7 +56,7 @@ def run(settings: Settings, output: Output, prompt: str | None) -> None:
         raise UsageError("--json needs a question: nexa-runtime run MODEL PROMPT --json")
     pool = load_pool(settings)
     if pool.default is None:
-        raise _absent(pool.library)
+        raise _absent(pool)
     with asyncio.Runner() as runner:
         dispatcher = runner.run(_start(pool, settings))
         service = GenerationService(dispatcher)
@@ -82,12 +81,12 @@ def probe(settings: Settings, output: Output, paths: list[Path]) -> None:
     output.result(document, f"{words.clean(files[0].name)} can be served.")
 
 
-def _absent(library: Library) -> NexaError:
+def _absent(pool: ModelPool) -> NexaError:
     """Why the model that was named is not there."""
-    name = library.default_name
-    if library.store.find(name) is None:
-        return not_stored(library.store, name, library.catalog)
-    return IntegrityError(f"{name} is damaged; nexa-runtime verify says what of it.")
+    library = pool.library
+    if library.store.find(library.default_name) is None:
+        return not_stored(library.store, library.default_name, library.catalog)
+    return IntegrityError(pool.default_problem)
 
 
 async def _start(pool: ModelPool, settings: Settings) -> Dispatcher:

@@ -15,7 +15,10 @@ _NOT_HELD = ("stored", "failed")
 
 @dataclass(frozen=True, slots=True)
 class HeldModel:
-    """A model in a server's memory. ``id``: as in the store; None for what is not in one."""
+    """A model in a server's memory. ``id``: as in the store; None for what is not in one.
+
+    ``size_bytes``: of the memory that it takes.
+    """
 
     name: str
     id: str | None
@@ -38,7 +41,7 @@ def _parse(body: object, url: str) -> list[HeldModel]:
                 name=str(one["name"]),
                 id=one.get("id"),
                 state=str(one["state"]),
-                size_bytes=int(one.get("size_bytes") or 0),
+                size_bytes=int(one.get("memory_bytes") or one.get("size_bytes") or 0),
                 kv_cells=int(one.get("kv_cells") or 0),
                 load_s=one.get("load_s"),
             )

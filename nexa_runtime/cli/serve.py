@@ -12,6 +12,7 @@ from nexa_runtime.cli.loading import load_pool
 from nexa_runtime.config import Settings
 from nexa_runtime.server.app import App, Server, bind
 from nexa_runtime.server.auth import check_exposure
+from nexa_runtime.serving.loaded import LoadedModel
 from nexa_runtime.serving.pool import ModelPool
 from nexa_runtime.tenancy.setup import open_tenancy
 
@@ -28,8 +29,7 @@ def serve(settings: Settings) -> None:
     listener = bind(settings.server)
     try:
         pool = load_pool(settings)
-        if pool.default is not None and pool.default.model.is_on_gpu:
-            sys.setswitchinterval(_GPU_SWITCH_INTERVAL_S)
+        pool.on_load(_tune)
         app = App(pool, tenancy, settings)
         _greet(pool, *listener.getsockname()[:2])
         asyncio.run(Server(app, settings.server).serve(sockets=[listener]))
@@ -37,12 +37,17 @@ def serve(settings: Settings) -> None:
         listener.close()
 
 
+def _tune(model: LoadedModel) -> None:
+    if model.model.is_on_gpu:
+        sys.setswitchinterval(_GPU_SWITCH_INTERVAL_S)
+
+
 def _greet(pool: ModelPool, host: str, port: int) -> None:
     reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     shown = f"[{reachable}]" if ":" in reachable else reachable
     url = f"http://{shown}:{port}"
-    if pool.default is None:
-        typer.echo(f"{pool.library.missing_reason()}\n", err=True)
+    if (problem := pool.default_problem) is not None:
+        typer.echo(f"{problem}\n", err=True)
     typer.echo(
         f"Nexa Runtime serves {pool.library.default_name} at {url} (Ctrl-C stops it). Try:\n\n"
         f"  curl {url}/v1/chat/completions -H 'Content-Type: application/json' \\\n"

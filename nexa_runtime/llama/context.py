@@ -36,6 +36,10 @@ KV_TYPES = {
 }
 """ggml's names of types that keys and values may be kept in."""
 
+_GGML = C._lib
+_GGML.ggml_type_size.restype = ctypes.c_size_t
+_GGML.ggml_blck_size.restype = ctypes.c_int64
+
 Logits = npt.NDArray[np.float32]
 
 
@@ -238,6 +242,20 @@ class Context:
     def _check_id(self, sequence_id: int) -> None:
         if not 0 <= sequence_id < self.params.num_sequence_ids:
             raise LlamaGuardError(f"sequence id {sequence_id} of {self.params.num_sequence_ids}")
+
+
+def kv_cell_bytes(model: Model, type_k: str, type_v: str) -> int:
+    """Memory of one KV cell over all layers, in bytes, as if keys and values were of one length.
+
+    Source: ``ggml_type_size``, ``ggml_blck_size``.
+    """
+    scale = (_bytes_per_number(type_k) + _bytes_per_number(type_v)) / (2 * _bytes_per_number("f16"))
+    return max(round(model.kv_cell_bytes * scale), 1)
+
+
+def _bytes_per_number(kv_type: str) -> float:
+    number = KV_TYPES[kv_type]
+    return float(_GGML.ggml_type_size(number) / _GGML.ggml_blck_size(number))
 
 
 def add_abort_flag(raw: Any) -> "ctypes.Array[ctypes.c_char]":

@@ -62,11 +62,9 @@ class Dispatcher:
         """Why not, in one sentence."""
         if self._is_stopping or self._engine is None or not self._engine.is_alive:
             return "The engine does not run."
-        if self.pool.library.default is None:
-            return self.pool.library.missing_reason()
-        if self.pool.default is None or self._unready:
+        if self._unready:
             return "The default model is being prepared."
-        return None
+        return self.pool.default_problem
 
     @property
     def num_open(self) -> int:

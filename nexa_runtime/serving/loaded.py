@@ -30,7 +30,8 @@ class LoadedModel:
 
     ``context``: None for a model that only embeds. ``max_sequence_tokens``: prompt and answer of one
     sequence. ``max_embedding_tokens``: one input to embed. ``sampling``: what holds where a client is silent.
-    ``public_prefixes``: what every tenant may share.
+    ``memory_bytes``: weights, the KV cells that it has, and buffers. ``public_prefixes``: what every tenant
+    may share.
     """
 
     names: tuple[str, ...]
@@ -44,6 +45,7 @@ class LoadedModel:
     slots: int
     max_sequence_tokens: int
     max_embedding_tokens: int
+    memory_bytes: int
     public_prefixes: tuple[Tokens, ...] = ()
 
     @property
@@ -55,11 +57,6 @@ class LoadedModel:
     def num_cells(self) -> int:
         """KV cells over all sequences."""
         return 0 if self.context is None else self.context.num_cells
-
-    @property
-    def memory_bytes(self) -> int:
-        """Weights and KV cache."""
-        return self.model.size_bytes + self.num_cells * self.model.kv_cell_bytes
 
     def close(self) -> None:
         """Stop its part of the engine and give the memory back. Blocks for a step at most."""

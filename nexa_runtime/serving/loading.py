@@ -1,7 +1,7 @@
 """From settings to a model that answers: weights, contexts, engine, template.
 
-Owns how many KV cells fit into memory and what holds where a client is silent. It never sees requests;
-``cli`` calls it and hands the result to the pool.
+Owns what is made of them and what holds where a client is silent; ``sizing`` says how much of it. It never
+sees requests; ``cli`` calls it and hands the result to the pool.
 """
 
 import math
@@ -27,6 +27,7 @@ from nexa_runtime.llama import (
     EmbeddingContext,
     Model,
     SamplingParams,
+    kv_cell_bytes,
 )
 from nexa_runtime.serving.library import Library, ModelSource
 from nexa_runtime.serving.loaded import Kind, LoadedModel
@@ -34,17 +35,14 @@ from nexa_runtime.serving.machine import available_memory_bytes, free_memory_byt
 from nexa_runtime.serving.pool import ModelPool
 from nexa_runtime.serving.probe import Prober, Trial
 from nexa_runtime.serving.public_prefixes import read_public_prefixes
+from nexa_runtime.serving.sizing import MIN_CELLS, Need, check_budget, plan_cells
 from nexa_runtime.store.catalog import Catalog, EngineOptions
 from nexa_runtime.store.store import ModelStore, state_dir, store_root
 from nexa_runtime.telemetry import get_logger
 
-_MEMORY_SHARE = 0.5
-"""Part of the free memory that the KV cache may take by default."""
-
 _BUDGET_SHARE = 0.8
 """Part of the free memory that all models together may take by default."""
 
-_MIN_CELLS = 256
 _IDS_PER_SLOT = 4
 _MIN_IDS = 32
 """More ids than slots, so that what was computed for one request waits for the next of its kind; they cost
@@ -70,13 +68,14 @@ class Loader:
         self._accounts = Accounts()
 
     def needed_bytes(self, source: ModelSource) -> int:
-        """Memory that a source will take: as llama.cpp planned it when it was tried, else an estimate."""
-        if source.record is None or (source.spec is not None and source.spec.memory_hint is not None):
-            return source.estimate_bytes
-        plan = self._prober.plan(source.record.files[0].sha256, self._trial(source))
-        adapters = (Path(adapter.path) for adapter in _options(source).lora)
-        adapter_bytes = sum(path.stat().st_size for path in adapters if path.is_file())
-        return adapter_bytes + (source.estimate_bytes if plan is None else plan.total_bytes)
+        """Memory that a source will take: by the catalog's hint, else as llama.cpp planned it when it was
+        tried, else an estimate.
+        """
+        return self._need(source).total_bytes
+
+    def has_tried(self, source: ModelSource) -> bool:
+        """Whether trying it out would tell nothing new."""
+        return source.record is None or self._prober.has_tried(source.digest, self._trial(source))
 
     def try_out(self, source: ModelSource) -> None:
         """Verify a source of the store, and try it in a process of its own, unless that was done. Blocks.
@@ -88,22 +87,22 @@ class Loader:
         if not self._store.trusted(source.record):
             sentence = "its bytes are not those that were pulled (nexa-runtime verify says which)"
             raise ModelFileError(source.paths[0], sentence)
-        self._prober.check(source.paths, source.record.files[0].sha256, self._trial(source))
+        self._prober.check(source.paths, source.digest, self._trial(source))
 
     def __call__(self, source: ModelSource, free_bytes: int) -> LoadedModel:
-        """Try a source out, and load it with ``free_bytes`` to spare. Blocks.
+        """Load a source that was tried out, with ``free_bytes`` to spare. Blocks.
 
         Raises ``ModelFileError``, and ``ConfigError`` where the settings do not fit the model.
         """
         start = time.monotonic()
-        self.try_out(source)
         options, settings = _options(source), self._settings_of(source)
         gpu_layers = self._settings.gpu_layers if options.gpu_layers is None else options.gpu_layers
         model = Model.load(*source.paths, gpu_layers=gpu_layers)
         try:
             for adapter in options.lora:
                 model.add_adapter(Path(adapter.path), adapter.scale)
-            loaded = _make_loaded(model, source, settings, self._accounts, free_bytes)
+            need = self._need(source)
+            loaded = _make_loaded(model, source, settings, self._accounts, free_bytes, need)
         except BaseException:
             model.close()
             raise
@@ -134,6 +133,19 @@ class Loader:
             update={name: value for name, value in given.items() if value is not None}
         )
 
+    def _need(self, source: ModelSource) -> Need:
+        num_cells = self._settings_of(source).ctx_size or source.planned_tokens
+        if source.record is None:
+            return Need(source.estimate_bytes, source.planned_tokens)
+        if source.spec is not None and source.spec.memory_hint is not None:
+            return Need(source.estimate_bytes, num_cells)
+        plan = self._prober.plan(source.digest, self._trial(source))
+        adapters = (Path(adapter.path) for adapter in _options(source).lora)
+        adapter_bytes = sum(path.stat().st_size for path in adapters if path.is_file())
+        if plan is None:
+            return Need(adapter_bytes + source.estimate_bytes, source.planned_tokens)
+        return Need(adapter_bytes + plan.total_bytes, num_cells)
+
     def _trial(self, source: ModelSource) -> Trial:
         options, settings = _options(source), self._settings_of(source)
         params = _context_params(settings, options, settings.ctx_size or source.planned_tokens)
@@ -141,9 +153,10 @@ class Loader:
 
 
 def open_pool(settings: Settings) -> ModelPool:
-    """A pool over the store, with the default model loaded if it is there. Blocks.
+    """A pool over the store, with the default model loaded if it is there and sound. Blocks.
 
-    Raises ``ModelFileError`` and ``ConfigError``.
+    A default of the store that cannot be loaded counts as one that is not there yet: the pool says what to
+    do. Raises ``ConfigError``, and ``ModelFileError`` for a default that is named by its path.
     """
     store = ModelStore(store_root(settings.store), state_dir(settings.store))
     catalog_file = settings.store.catalog_file
@@ -154,10 +167,18 @@ def open_pool(settings: Settings) -> ModelPool:
     load = Loader(settings.model, settings.engine, store, Prober(state_dir(settings.store)))
     pool = ModelPool(library, load, settings.pool, budget_bytes=budget_bytes)
     source = library.default
-    if source is not None:
-        pool.adopt(source, load(source, budget_bytes))
-    else:
+    if source is None:
         _log.warning("default_model_missing", reason=library.missing_reason())
+        return pool
+    try:
+        load.try_out(source)
+        if settings.pool.memory_budget is not None:
+            check_budget(source.id, load.needed_bytes(source), budget_bytes)
+        pool.adopt(source, load(source, budget_bytes))
+    except ModelFileError as error:
+        if source.record is None:
+            raise
+        pool.reject(source, error)
     return pool
 
 
@@ -165,37 +186,23 @@ def _options(source: ModelSource) -> EngineOptions:
     return source.spec.engine if source.spec is not None else EngineOptions()
 
 
-def plan_cells(model: Model, settings: EngineSettings, *, available_bytes: int) -> int:
-    """How many KV cells to make: as asked, else slots x the model's context as far as memory allows.
-
-    Raises ``ConfigError`` when as many as asked do not fit.
-
-    ``available_bytes`` of main memory, of which the weights take their part; a GPU has its own and is asked
-    by trying (``_make_context``).
-    """
-    if settings.ctx_size is not None:
-        needed_bytes = settings.ctx_size * model.kv_cell_bytes
-        if needed_bytes > available_bytes and not model.is_on_gpu:
-            needed, free = (f"{size / 2**30:.1f} GiB" for size in (needed_bytes, available_bytes))
-            sentence = f"NEXA_CTX_SIZE is {settings.ctx_size}: that takes {needed}, and {free} are free."
-            raise ConfigError(sentence)
-        return settings.ctx_size
-    wanted = settings.slots * model.context_tokens
-    if model.is_on_gpu:
-        return wanted
-    free_bytes = max(available_bytes - model.size_bytes, 0)
-    affordable = max(int(free_bytes * _MEMORY_SHARE) // model.kv_cell_bytes, _MIN_CELLS)
-    if affordable < wanted:
-        _log.warning("kv_cells_reduced", wanted=wanted, affordable=affordable)
-    return min(wanted, affordable)
-
-
 def _make_loaded(
-    model: Model, source: ModelSource, settings: EngineSettings, accounts: Accounts, free_bytes: int
+    model: Model,
+    source: ModelSource,
+    settings: EngineSettings,
+    accounts: Accounts,
+    free_bytes: int,
+    need: Need,
 ) -> LoadedModel:
     if model.is_encoder and model.is_reranker:
         raise ModelFileError(model.path, "it is a reranker, and those are not served yet")
-    context = None if model.is_encoder else _make_context(model, settings, free_bytes, _options(source))
+    options = _options(source)
+    cell_bytes = kv_cell_bytes(model, options.kv_type_k or "f16", options.kv_type_v or "f16")
+    context = None
+    if not model.is_encoder:
+        available_bytes = min(available_memory_bytes(), free_bytes)
+        num_cells = plan_cells(model, settings, cell_bytes=cell_bytes, available_bytes=available_bytes)
+        context = _make_context(model, settings, options, num_cells)
     max_embedding_tokens = model.context_tokens
     if context is not None:
         max_embedding_tokens = min(max_embedding_tokens, _MAX_EMBEDDING_TOKENS)
@@ -205,7 +212,7 @@ def _make_loaded(
         step_tokens=min(settings.step_tokens, max_embedding_tokens),
     )
     generation = None if context is None else _make_lane(model, context, accounts, settings)
-    template = _make_template(model, _options(source).chat_template)
+    template = _make_template(model, options.chat_template)
     public_prefixes = _public_prefixes(model, context, template, settings)
     max_sequence_tokens = 0
     if context is not None:
@@ -223,6 +230,7 @@ def _make_loaded(
         slots=settings.slots,
         max_sequence_tokens=max_sequence_tokens,
         max_embedding_tokens=max_embedding_tokens,
+        memory_bytes=need.with_cells(0 if context is None else context.num_cells, cell_bytes),
         public_prefixes=public_prefixes,
     )
 
@@ -242,16 +250,15 @@ def _public_prefixes(
     return prefixes
 
 
-def _make_context(model: Model, settings: EngineSettings, free_bytes: int, options: EngineOptions) -> Context:
-    """A context with as many cells as planned; on a GPU that has less memory, half of them, and so on."""
-    num_cells = plan_cells(model, settings, available_bytes=min(available_memory_bytes(), free_bytes))
+def _make_context(model: Model, settings: EngineSettings, options: EngineOptions, num_cells: int) -> Context:
+    """A context with so many cells; on a GPU that has less memory, half of them, and so on."""
     if settings.kv == "split":
         _log.info("kv_split", sharing="none between live sequences", cells=num_cells, slots=settings.slots)
     while True:
         try:
             return Context(model, _context_params(settings, options, num_cells))
         except ModelFileError:
-            if settings.ctx_size is not None or num_cells < 2 * _MIN_CELLS:
+            if settings.ctx_size is not None or num_cells < 2 * MIN_CELLS:
                 raise
         _log.warning("kv_cells_halved", from_cells=num_cells)
         num_cells //= 2

@@ -1,13 +1,19 @@
 """The models that are loaded: on demand, as many as memory allows, and out again when nobody asks.
 
 Owns which models are in memory and who uses them (leases). Lives on the event loop; loading and freeing run
-in worker threads, one at a time. ``library`` knows what could be loaded, ``loading`` how. ``dispatcher``
-leases models here, ``server/routes`` and ``cli`` load and unload them.
+in worker threads, one at a time. ``library`` knows what could be loaded, ``loading`` how, ``entry`` what is
+known of each. ``dispatcher`` leases models here, ``server/routes`` and ``cli`` load and unload them.
 
 A model that is used is never unloaded, nor is a pinned one; of the others the one that was used least
 recently goes first. When all are busy and a further one is wanted, the one that has been loaded longest is
 *drained*: requests that come for it wait until it is loaded again, so that no model keeps the others out for
 ever.
+
+A loaded model stays what it was when its files are removed or replaced in the store; as soon as it is idle it
+is unloaded, so that the next request gets what goes by its name then.
+
+One rule for sizes: a loaded model takes what ``LoadedModel.memory_bytes`` says, any other what
+``Load.needed_bytes`` says.
 """
 
 import asyncio
@@ -21,7 +27,6 @@ import anyio
 from nexa_runtime.config import PoolSettings
 from nexa_runtime.engine.engine import Engine
 from nexa_runtime.errors import (
-    ModelFileError,
     ModelInUseError,
     ModelKindError,
     ModelLoadFailedError,
@@ -32,6 +37,7 @@ from nexa_runtime.errors import (
     OverloadedError,
     ShuttingDownError,
 )
+from nexa_runtime.serving.entry import Entry, load_failed
 from nexa_runtime.serving.library import Library, ModelSource
 from nexa_runtime.serving.loaded import Kind, LoadedModel
 from nexa_runtime.serving.threads import run_to_end
@@ -41,8 +47,6 @@ MAX_WAITING = 256
 """Requests that may wait for models to be loaded."""
 DRAIN_AFTER_S = 10.0
 """A busy model stays at least this long before it is drained for another."""
-FAILED_S = 30.0
-"""A model that could not be loaded is not tried again for so long."""
 _IDLE_CHECK_S = 1.0
 
 _log = get_logger("serving.pool")
@@ -54,53 +58,17 @@ class Load(Protocol):
     def needed_bytes(self, source: ModelSource) -> int:
         """Memory that a source will take, as far as that is known; ``try_out`` may know better."""
 
+    def has_tried(self, source: ModelSource) -> bool:
+        """Whether ``try_out`` would tell nothing new."""
+
     def try_out(self, source: ModelSource) -> None:
         """Find out whether a source can be loaded. Blocks."""
 
     def __call__(self, source: ModelSource, free_bytes: int) -> LoadedModel:
-        """Load a source with so many bytes to spare. Blocks."""
+        """Load a source that was tried out, with so many bytes to spare. Blocks."""
 
     def interrupt(self) -> None:
         """Make what is being loaded fail soon, where that can be. Any thread; for shutdown."""
-
-
-@dataclass(slots=True)
-class _Entry:
-    """One model and who wants it. ``num_leases``: requests that use it; ``num_waiting``: that wait for it.
-
-    ``needed_bytes``: of memory, for which room was made before it was loaded.
-    """
-
-    source: ModelSource
-    model: LoadedModel | None = None
-    needed_bytes: int = 0
-    num_leases: int = 0
-    num_waiting: int = 0
-    is_draining: bool = False
-    last_used: float = 0.0
-    loaded_at: float = 0.0
-    loading: asyncio.Task[LoadedModel] | None = None
-    load_s: float | None = None
-    failed_at: float | None = None
-    failure: str = ""
-
-    @property
-    def held_bytes(self) -> int:
-        """Memory of the loaded model: weights and cells as they are, buffers as they were planned."""
-        return 0 if self.model is None else max(self.model.memory_bytes, self.needed_bytes)
-
-    @property
-    def is_idle(self) -> bool:
-        """Loaded, and nobody uses it or is about to: those who waited for it have their turn first."""
-        is_awaited = bool(self.num_waiting) and not self.is_draining
-        return self.model is not None and not self.num_leases and not is_awaited
-
-    @property
-    def state(self) -> str:
-        """``loaded``, ``loading``, ``failed`` or ``stored``."""
-        if self.model is not None:
-            return "loaded"
-        return "loading" if self.loading else "failed" if self.failed_at is not None else "stored"
 
 
 @dataclass(slots=True)
@@ -109,8 +77,8 @@ class ModelLease:
 
     model: LoadedModel
     name: str
-    _entry: _Entry
-    _on_release: Callable[[_Entry], None]
+    _entry: Entry
+    _on_release: Callable[[Entry], None]
     _is_released: bool = field(default=False)
 
     def release(self) -> None:
@@ -128,7 +96,7 @@ class ModelPool:
         self.budget_bytes = budget_bytes
         self._load_model = load
         self._settings = settings
-        self._entries: dict[str, _Entry] = {}
+        self._entries: dict[str, Entry] = {}
         self._engine: Engine | None = None
         self._changing = asyncio.Lock()
         """Held while a model is loaded or unloaded: one at a time."""
@@ -140,8 +108,12 @@ class ModelPool:
 
     def adopt(self, source: ModelSource, model: LoadedModel) -> None:
         """Take a model in that was loaded already, before ``start``."""
-        needed_bytes = self._load_model.needed_bytes(source)
-        self._entries[source.id] = _Entry(source, model, needed_bytes, last_used=time.monotonic())
+        self._entries[source.id] = Entry(source, model, last_used=time.monotonic())
+
+    def reject(self, source: ModelSource, error: NexaError) -> None:
+        """Note, before ``start``, that a model could not be loaded."""
+        _log.warning("model_load_failed", model=source.id, reason=str(error))
+        self._entry(source).refuse(load_failed(source, error))
 
     def on_load(self, listener: Callable[[LoadedModel], None]) -> None:
         """``listener`` is called with each model once it runs."""
@@ -153,10 +125,7 @@ class ModelPool:
         for entry in self._entries.values():
             if entry.model is not None:
                 self._run(entry.model)
-        for source in self.library.sources():
-            entry = self._entry(source)
-            if source.is_preloaded and entry.model is None:
-                self._begin_loading(entry)
+        self._load_due()
         self._sweeper = asyncio.create_task(self._sweep())
 
     def stop(self) -> None:
@@ -180,8 +149,21 @@ class ModelPool:
     def default(self) -> LoadedModel | None:
         """The model of a request that names none, if it is loaded."""
         source = self.library.default
-        entry = self._entries.get(source.id) if source is not None else None
-        return entry.model if entry is not None else None
+        return self._entry(source).model if source is not None else None
+
+    @property
+    def default_problem(self) -> str | None:
+        """Why there is no such model, and what to do, in one sentence or two; None if there is."""
+        source = self.library.default
+        if source is None:
+            return self.library.missing_reason()
+        entry = self._entry(source)
+        if entry.model is not None:
+            return None
+        if isinstance(entry.refusal, ModelLoadFailedError):
+            name = source.id
+            return f"{entry.refusal} Try nexa-runtime verify {name}, then nexa-runtime pull {name}."
+        return "The default model is being prepared." if entry.refusal is None else str(entry.refusal)
 
     def models(self) -> Sequence[LoadedModel]:
         """All that are loaded."""
@@ -212,6 +194,7 @@ class ModelPool:
         while entry.model is None or entry.is_draining:
             # Whoever was loaded may have gone again before this request had its turn.
             await self._wait_loaded(entry, is_patient=is_patient)
+            entry = self._entry(self.find(name))
         if kind not in entry.model.kinds:
             raise ModelKindError(name or source.id, kind.value)
         entry.num_leases += 1
@@ -221,7 +204,7 @@ class ModelPool:
     async def load(self, name: str) -> None:
         """Load a model now, for the owner of the box. Raises as ``lease``."""
         entry = self._entry(self.find(name))
-        entry.failed_at = None
+        entry.refusal = None
         if entry.model is None:
             await asyncio.shield(self._begin_loading(entry))
 
@@ -229,8 +212,8 @@ class ModelPool:
         """Free a model now. Raises ``ModelNotFoundError``, and ``ModelInUseError`` while it is used or if it
         is pinned.
         """
-        entry = self._entry(self.find(name))
-        if entry.source.is_pinned:
+        entry = self._entry_named(name)
+        if entry.source.is_pinned and self._is_current(entry):
             raise ModelInUseError(f'The model "{entry.source.id}" is pinned: it stays as long as the server.')
         async with self._changing:
             if entry.num_leases:
@@ -241,100 +224,105 @@ class ModelPool:
                 await self._unload(entry)
 
     def describe(self) -> list[dict[str, object]]:
-        """Every model with its state, for the owner of the box."""
-        described: list[dict[str, object]] = []
-        for source in self.library.sources():
-            entry = self._entry(source)
-            model = entry.model
-            described.append(
-                {
-                    "name": source.id,
-                    "names": list(source.names),
-                    "id": source.digest,
-                    "state": entry.state,
-                    "size_bytes": entry.held_bytes if model is not None else source.size_bytes,
-                    "kv_cells": model.num_cells if model is not None else 0,
-                    "load_s": None if entry.load_s is None else round(entry.load_s, 3),
-                    "leases": entry.num_leases,
-                    "is_default": source is self.library.default,
-                    "failure": entry.failure or None,
-                }
-            )
-        return described
+        """Every model with its state, for the owner of the box; those too that are only in memory still."""
+        entries = [self._entry(source) for source in self.library.sources()]
+        ghosts = [one for one in self._entries.values() if one.is_held and one not in entries]
+        return [self._describe(entry) for entry in (*entries, *ghosts)]
+
+    def _describe(self, entry: Entry) -> dict[str, object]:
+        source, model, default = entry.source, entry.model, self.library.default
+        return {
+            "name": source.id,
+            "names": list(source.names),
+            "id": None if source.record is None else source.record.id,
+            "state": entry.state,
+            "size_bytes": source.size_bytes,
+            "memory_bytes": entry.held_bytes if model is not None else self._load_model.needed_bytes(source),
+            "kv_cells": model.num_cells if model is not None else 0,
+            "load_s": None if entry.load_s is None else round(entry.load_s, 3),
+            "leases": entry.num_leases,
+            "is_default": default is not None and source.id == default.id,
+            "failure": entry.failure,
+        }
 
     @property
     def used_bytes(self) -> int:
-        """Memory of the loaded models, as planned."""
+        """Memory of the loaded models."""
         return sum(entry.held_bytes for entry in self._entries.values())
 
     # Loading.
 
-    async def _wait_loaded(self, entry: _Entry, *, is_patient: bool) -> None:
-        name = entry.source.id
-        if entry.failed_at is not None:
-            left_s = entry.failed_at + FAILED_S - time.monotonic()
-            if left_s > 0:
-                raise ModelLoadFailedError(name, entry.failure, left_s)
+    async def _wait_loaded(self, entry: Entry, *, is_patient: bool) -> None:
+        entry.check_not_failed()
         task = self._begin_loading(entry)
         if not is_patient:
-            raise ModelLoadingError(name, None, max(entry.load_s or 1.0, 1.0))
+            raise entry.loading_error()
         if sum(one.num_waiting for one in self._entries.values()) >= MAX_WAITING:
             raise OverloadedError(MAX_WAITING, 5.0)
         entry.num_waiting += 1
-        timeout_s = self._settings.load_timeout_s
         try:
-            with anyio.fail_after(timeout_s):
+            with anyio.fail_after(self._settings.load_timeout_s):
                 await asyncio.shield(task)
         except TimeoutError:
-            raise ModelLoadingError(name, timeout_s, 10.0) from None
+            raise entry.loading_error() from None
         finally:
             entry.num_waiting -= 1
             self._left.set()
 
-    def _begin_loading(self, entry: _Entry) -> asyncio.Task[LoadedModel]:
+    def _load_due(self) -> None:
+        """Begin to load what is to be there though nobody asks."""
+        for source in self.library.sources():
+            entry = self._entry(source)
+            if entry.is_due:
+                self._begin_loading(entry)
+
+    def _begin_loading(self, entry: Entry) -> asyncio.Task[LoadedModel]:
         """The one load of a model that is under way, begun now if there is none."""
         if entry.loading is None:
             task = asyncio.create_task(self._load(entry))
             # Whoever waits raises what it raises; with nobody waiting it must not be "never retrieved".
             task.add_done_callback(lambda done: done.cancelled() or done.exception())
-            entry.loading = task
+            entry.begin(task)
+            return task
         return entry.loading
 
-    async def _load(self, entry: _Entry) -> LoadedModel:
-        source = entry.source
-        start = time.monotonic()
+    async def _load(self, entry: Entry) -> LoadedModel:
+        source, load = entry.source, self._load_model
         try:
             async with self._changing:
                 if entry.model is not None:  # it was being drained, and its memory was not taken after all
                     entry.is_draining = False
                     return entry.model
-                # For the trial, which maps the weights; then for all that the trial found it will take.
-                await self._make_room(entry, min(source.size_bytes, self._load_model.needed_bytes(source)))
-                await run_to_end(lambda: self._load_model.try_out(source))
-                entry.needed_bytes = self._load_model.needed_bytes(source)
-                await self._make_room(entry, entry.needed_bytes)
+                needed = load.needed_bytes(source)
+                if not load.has_tried(source):
+                    # An estimate, which keeps nobody out: room for the weights, then the trial tells.
+                    needed = min(source.size_bytes, needed)
+                await self._make_room(entry, needed)
+                await run_to_end(lambda: load.try_out(source))
+                await self._make_room(entry, load.needed_bytes(source))
                 free_bytes = self.budget_bytes - self.used_bytes
-                model = await run_to_end(lambda: self._load_model(source, free_bytes))
-        except (ModelMemoryError, ModelLoadingError, ShuttingDownError):
+                model = await run_to_end(lambda: load(source, free_bytes))
+        except (ModelLoadingError, ShuttingDownError):
+            raise
+        except ModelMemoryError as error:
+            entry.refuse(error)
             raise
         except Exception as error:
-            entry.failed_at = time.monotonic()
-            entry.failure = _reason(error)
             _log.warning("model_load_failed", model=source.id, reason=str(error))
-            raise ModelLoadFailedError(source.id, entry.failure, FAILED_S) from error
+            refusal = load_failed(source, error)
+            entry.refuse(refusal)
+            raise refusal from error
         finally:
             entry.loading = None
-        entry.model, entry.failed_at, entry.failure = model, None, ""
-        entry.load_s = time.monotonic() - start
-        entry.last_used = entry.loaded_at = time.monotonic()
+        entry.complete(model)
         self._run(model)
         return model
 
-    async def _make_room(self, wanted: _Entry, needed: int) -> None:
+    async def _make_room(self, wanted: Entry, needed: int) -> None:
         """Unload idle models until ``wanted`` fits with the bytes it needs, and drain busy ones.
 
-        Raises ``ModelMemoryError`` when it never fits, ``ModelLoadingError`` when nobody waits any more, and
-        ``ShuttingDownError``.
+        Raises ``ModelMemoryError`` when it never fits, before it unloads any, ``ModelLoadingError`` when
+        nobody waits any more, and ``ShuttingDownError``.
         """
         source = wanted.source
         while True:
@@ -346,20 +334,20 @@ class ModelPool:
             movable = [entry for entry in loaded if not entry.source.is_pinned]
             held = sum(entry.held_bytes for entry in loaded if entry not in movable)
             if held + needed > self.budget_bytes:
-                raise ModelMemoryError(source.id, needed, self.budget_bytes - held)
+                raise ModelMemoryError(source.id, needed, max(self.budget_bytes - held, 0))
             idle = [entry for entry in movable if entry.is_idle]
             if idle:
                 await self._unload(min(idle, key=lambda entry: entry.last_used))
                 continue
-            if not wanted.num_waiting:
-                raise ModelLoadingError(source.id, None, 10.0)
+            if not wanted.num_waiting and not source.is_pinned:
+                raise wanted.loading_error()
             oldest = min(movable, key=lambda entry: entry.loaded_at)
             self._left.clear()
             with anyio.move_on_after(max(oldest.loaded_at + DRAIN_AFTER_S - time.monotonic(), 0.05)):
                 await self._left.wait()
             oldest.is_draining = time.monotonic() - oldest.loaded_at >= DRAIN_AFTER_S
 
-    async def _unload(self, entry: _Entry) -> None:
+    async def _unload(self, entry: Entry) -> None:
         model, entry.model = entry.model, None
         entry.is_draining = False
         assert model is not None
@@ -372,39 +360,48 @@ class ModelPool:
         for listener in self._listeners:
             listener(model)
 
-    def _release(self, entry: _Entry) -> None:
+    def _release(self, entry: Entry) -> None:
         entry.num_leases -= 1
         entry.last_used = time.monotonic()
         if not entry.num_leases:
             self._left.set()
 
-    def _entry(self, source: ModelSource) -> _Entry:
+    def _entry(self, source: ModelSource) -> Entry:
         entry = self._entries.get(source.id)
         if entry is None:
-            entry = self._entries[source.id] = _Entry(source)
-        elif entry.model is None and entry.loading is None:
-            if source.paths != entry.source.paths:  # it was pulled anew, and is not the file that failed
-                entry.failed_at, entry.failure = None, ""
-            entry.source = source
+            entry = self._entries[source.id] = Entry(source)
+        entry.follow(source)
         return entry
 
+    def _entry_named(self, name: str) -> Entry:
+        """Of what goes by that name in the store, or only in memory still. Raises ``ModelNotFoundError``."""
+        if self.library.find(name) is None:
+            for entry in self._entries.values():
+                if entry.is_held and entry.source.goes_by(name):
+                    return entry
+        return self._entry(self.find(name))
+
+    def _is_over(self, entry: Entry) -> bool:
+        """Whether a model is to go: idle, and nobody has asked for it in a while, or its files are others."""
+        return entry.is_unwanted or (entry.is_idle and not self._is_current(entry))
+
+    def _is_current(self, entry: Entry) -> bool:
+        """Whether its files and options are those that go by its name."""
+        return entry.source in self.library.sources()
+
     async def _sweep(self) -> None:
-        """Unload what nobody has asked for in a while."""
         while True:
             await asyncio.sleep(_IDLE_CHECK_S)
-            now = time.monotonic()
-            for entry in list(self._entries.values()):
-                keep_s = entry.source.keep_alive_s
-                is_over = keep_s is not None and now - entry.last_used > keep_s
-                if not entry.is_idle or entry.source.is_pinned or not is_over:
-                    continue
+            try:
+                await self._tidy()
+            except Exception:  # noqa: BLE001 - the next time it may go well, and nobody else unloads
+                _log.exception("sweep_failed")
+
+    async def _tidy(self) -> None:
+        """Unload what is over, and load what is due."""
+        for entry in list(self._entries.values()):
+            if self._is_over(entry):
                 async with self._changing:
-                    if entry.is_idle:
+                    if self._is_over(entry):  # nobody has used it while others were loaded
                         await self._unload(entry)
-
-
-def _reason(error: Exception) -> str:
-    """For whoever asked: paths of this box are for its owner's log."""
-    if isinstance(error, ModelFileError):
-        return f"{error.reason}."
-    return str(error) if isinstance(error, NexaError) else f"an internal error ({type(error).__name__})."
+        self._load_due()

@@ -38,6 +38,7 @@ from nexa_runtime.llama import (
     Model,
     plan_memory,
 )
+from nexa_runtime.store.files import write_atomically
 from nexa_runtime.telemetry import configure_logging, get_logger
 
 _PATIENCE = 5
@@ -79,8 +80,11 @@ class Verdict:
 
     @classmethod
     def of(cls, fields: dict[str, Any]) -> Self:
-        """From what ``asdict`` made. Raises ``KeyError`` or ``TypeError``."""
-        return cls(str(fields["problem"]), fields["plan"] and MemoryPlan(**fields["plan"]))
+        """From what ``asdict`` made. Raises ``KeyError``, ``TypeError`` or ``ValueError``."""
+        plan = fields["plan"]
+        if plan is not None and not all(type(number) is int for number in plan.values()):
+            raise ValueError
+        return cls(str(fields["problem"]), plan and MemoryPlan(**plan))
 
 
 _NO_TRIAL = Trial()
@@ -92,13 +96,9 @@ class Prober:
     def __init__(self, folder: Path) -> None:
         self._file = folder / "probes.json"
         self._version = metadata.version("llama-cpp-python")
-        self._verdicts: dict[str, Verdict] = {}
+        self._verdicts = self._read()
         self._child: subprocess.Popen[bytes] | None = None
         self._is_stopping = False
-        with suppress(OSError, ValueError, AttributeError):
-            for key, fields in json.loads(self._file.read_text()).items():
-                with suppress(KeyError, TypeError):  # of an older version
-                    self._verdicts[key] = Verdict.of(fields)
 
     def check(self, paths: Sequence[Path], digest: str, trial: Trial = _NO_TRIAL) -> None:
         """Try a model by its files, unless the verdict on ``digest`` is known. Blocks.
@@ -114,6 +114,10 @@ class Prober:
                 self._save()
         if verdict.problem:
             raise ModelFileError(paths[0], verdict.problem)
+
+    def has_tried(self, digest: str, trial: Trial = _NO_TRIAL) -> bool:
+        """Whether a verdict is known."""
+        return self._key(digest, trial) in self._verdicts
 
     def plan(self, digest: str, trial: Trial) -> MemoryPlan | None:
         """The memory that a model which was tried is about to take, if it could be planned."""
@@ -164,12 +168,22 @@ class Prober:
         if (child := self._child) is not None:
             child.kill()
 
+    def _read(self) -> dict[str, Verdict]:
+        """What the file says; what is of an older version, or damaged, is left out."""
+        verdicts = {}
+        with suppress(OSError, ValueError, AttributeError, RecursionError):
+            for key, fields in json.loads(self._file.read_bytes()).items():
+                with suppress(KeyError, TypeError, ValueError, AttributeError):
+                    verdicts[key] = Verdict.of(fields)
+        return verdicts
+
     def _save(self) -> None:
+        # Another process may have tried others meanwhile. What is lost if both save at once is tried again.
+        self._verdicts = self._read() | self._verdicts
         with suppress(OSError):
             self._file.parent.mkdir(parents=True, exist_ok=True)
-            draft = self._file.with_suffix(".tmp")
-            draft.write_text(json.dumps({key: asdict(one) for key, one in self._verdicts.items()}))
-            draft.replace(self._file)
+            content = json.dumps({key: asdict(one) for key, one in self._verdicts.items()})
+            write_atomically(self._file, content.encode())
 
 
 def _stamp(path: Path) -> tuple[int, ...]:
@@ -186,7 +200,7 @@ def _verdict(output: bytes, status: int) -> tuple[Verdict, bool]:
     if status == -signal.SIGKILL:
         return Verdict("the process that tried it was killed"), False
     lines = output.decode("utf-8", "replace").strip().splitlines()
-    with suppress(ValueError, IndexError, KeyError, TypeError):
+    with suppress(ValueError, IndexError, KeyError, TypeError, AttributeError, RecursionError):
         return Verdict.of(json.loads(lines[-1])), True
     if status == -signal.SIGXCPU:
         return Verdict("loading it took too much time"), True

@@ -5,7 +5,6 @@ its final name, and the record is written last, while the blobs are still locked
 ``pull`` and ``importing`` call it.
 """
 
-import errno
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -15,7 +14,8 @@ from pathlib import Path
 from typing import Literal
 
 from nexa_runtime.errors import IntegrityError, NoSpaceError, StoreError
-from nexa_runtime.store.gguf import GgufHeader, read_header
+from nexa_runtime.store.files import try_writing
+from nexa_runtime.store.gguf import GgufHeader, UnreadableFileError, read_header
 from nexa_runtime.store.store import FileRecord, ModelRecord, ModelStore
 
 PROGRESS_EVERY_S = 0.1
@@ -70,27 +70,23 @@ def refuse_full(store: ModelStore, needed_bytes: int) -> None:
     """Raises ``NoSpaceError`` unless so many bytes can be written."""
     free_bytes = store.free_bytes()
     if free_bytes < needed_bytes:
+        # Where nothing can be written, as in /proc, nothing is free either, and that is not the reason.
+        try_writing(store.root)
         raise NoSpaceError(store.root, needed_bytes, free_bytes)
-
-
-@contextmanager
-def disk_faults(store: ModelStore, needed_bytes: int) -> Iterator[None]:
-    """Somebody else may fill the disk after it was looked at."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise NoSpaceError(store.root, needed_bytes, store.free_bytes()) from None
-        raise StoreError(f"The store {store.root} cannot be written: {error.strerror or error}.") from None
 
 
 def adopt(partial: Path, shown: str, sha256: str, store: ModelStore) -> GgufHeader:
     """Give a finished transfer its final name; its header. What is not a GGUF file is removed.
 
-    ``shown``: what the file is called where it came from. Raises ``IntegrityError``.
+    ``shown``: what the file is called where it came from. Raises ``IntegrityError``; what cannot be read now
+    stays for another try.
     """
     try:
         header = read_header(partial)
+    except UnreadableFileError:
+        raise StoreError(
+            f"{shown} was transferred and cannot be read back; the next pull tries again."
+        ) from None
     except IntegrityError as error:
         partial.unlink()
         # The partial's own name means nothing to whoever pulls.
@@ -131,10 +127,15 @@ def make_record(
     )
 
 
-def save_new(record: ModelRecord, store: ModelStore) -> tuple[ModelRecord, bool]:
-    """Write the record unless it says nothing new; what is in the store now, and whether it is new."""
+def save_new(record: ModelRecord, store: ModelStore, *, is_mended: bool) -> tuple[ModelRecord, bool]:
+    """Write the record unless it says nothing new; what is in the store now, and whether it is new.
+
+    ``is_mended``: a blob was written. The record is then written again as it was: a running server looks at
+    the folder of records to see what has changed.
+    """
     old = store.find(record.name)
-    if old is not None and replace(old, added_at=record.added_at) == record:
-        return old, False
-    store.save(record)
-    return record, True
+    is_new = old is None or replace(old, added_at=record.added_at) != record
+    saved = record if old is None or is_new else old
+    if is_new or is_mended:
+        store.save(saved)
+    return saved, is_new

@@ -9,6 +9,7 @@ import hashlib
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -82,10 +83,13 @@ def listed(folder: Path) -> list[Path]:
 
 def free_bytes_of(path: Path) -> int:
     """What can be written at a path, or at the nearest folder that there is. Raises ``OSError``."""
-    path = path.absolute()
-    while not path.exists() and path != path.parent:
-        path = path.parent
-    return shutil.disk_usage(path).free
+    return shutil.disk_usage(_nearest(path)).free
+
+
+def try_writing(path: Path) -> None:
+    """Whether a file can be made at a path, or in the nearest folder that there is. Raises ``StoreError``."""
+    with writing(path), tempfile.TemporaryFile(dir=_nearest(path)):
+        pass
 
 
 @contextmanager
@@ -98,14 +102,21 @@ def reading(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
+def writing(path: Path, needed_bytes: int = _SMALL_WRITE_BYTES) -> Iterator[None]:
     """A refusal of the disk becomes a ``StoreError``, a full one a ``NoSpaceError``."""
     try:
         yield
     except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise NoSpaceError(path, _SMALL_WRITE_BYTES, free_bytes_of(path)) from error
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise NoSpaceError(path, needed_bytes, free_bytes_of(path)) from error
         raise StoreError(f"The model store cannot be written at {path}: {reason_of(error)}.") from error
+
+
+def _nearest(path: Path) -> Path:
+    path = path.absolute()
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return path
 
 
 def reason_of(error: OSError) -> str:

@@ -204,11 +204,15 @@ class GgufHeader:
         return () if count is None else (count,) * self.block_count
 
 
+class UnreadableFileError(IntegrityError):
+    """The disk refused to give the file; nothing is known of what is in it."""
+
+
 def read_header(path: Path) -> GgufHeader:
     """What the file at ``path`` says of itself.
 
-    Raises ``IntegrityError``, in one sentence, for a file that is not a model, cannot be read, or is built to
-    do harm.
+    Raises ``IntegrityError``, in one sentence, for a file that is not a model, cannot be read
+    (``UnreadableFileError``), or is built to do harm.
     """
     try:
         with _open(path) as file:
@@ -218,6 +222,7 @@ def read_header(path: Path) -> GgufHeader:
         reason = str(fault)
     except OSError as error:
         reason = f"cannot be read: {os.strerror(error.errno) if error.errno else 'input/output error'}"
+        raise UnreadableFileError(f"The file {path.name[:200]!r} {reason}.") from None
     except ValueError:
         reason = "cannot be read: its path holds a NUL character"
     raise IntegrityError(f"The file {path.name[:200]!r} {reason}.")

@@ -16,14 +16,13 @@ from nexa_runtime.store.arrival import (
     Progress,
     PullEvent,
     adopt,
-    disk_faults,
     ignore,
     locked,
     make_record,
     refuse_full,
     save_new,
 )
-from nexa_runtime.store.files import sha256_of
+from nexa_runtime.store.files import sha256_of, writing
 from nexa_runtime.store.gguf import read_header
 from nexa_runtime.store.hub import quant_of, split_paths
 from nexa_runtime.store.reference import check_name
@@ -68,7 +67,7 @@ def import_file(
 
     # A file's sum is known only after the copy, so its partial and lock go by where it lies.
     partials = [store.partial_path(_key(source)) for source in sources]
-    with disk_faults(store, needed_bytes), locked(store, map(_key, sources), on_wait), ExitStack() as stack:
+    with writing(store.root, needed_bytes), locked(store, map(_key, sources), on_wait), ExitStack() as stack:
         for partial in partials:
             stack.callback(partial.unlink, missing_ok=True)
         files = tuple(_copy(*pair, on_event) for pair in zip(sources, partials, strict=True))
@@ -78,7 +77,7 @@ def import_file(
                 for partial, file in zip(partials, files, strict=True)
             ]
             made = make_record(headers, files, name=name, quant=quant_of(sources[0].name))
-            record, _ = save_new(made, store)
+            record, _ = save_new(made, store, is_mended=True)
     text = f"{record.name}: imported"
     on_event(PullEvent("done", "", record.size_bytes, record.size_bytes, text))
     return record

@@ -17,6 +17,22 @@ from nexa_runtime.store.files import writing
 _POLL_S = 0.2
 
 
+@contextmanager
+def holding(lock: FileLock, folder: Path, on_wait: Callable[[], None]) -> Iterator[None]:
+    """Wait for a lock in a folder; ``on_wait`` is called once before. Raises ``StoreError``."""
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        is_ours = _acquire(lock)
+    if not is_ours:
+        on_wait()
+        with writing(folder):
+            lock.acquire(poll_interval=_POLL_S)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 class BlobLocks:
     """``folder``: of the transfers; made when the first lock is held."""
 
@@ -31,17 +47,8 @@ class BlobLocks:
     def hold(self, sha256: str, on_wait: Callable[[], None]) -> Iterator[None]:
         """Wait for the blob; ``on_wait`` is called once before. Raises ``StoreError``."""
         lock = self._lock(sha256)
-        with writing(self._folder):
-            self._folder.mkdir(parents=True, exist_ok=True)
-            is_ours = _acquire(lock)
-        if not is_ours:
-            on_wait()
-            with writing(self._folder):
-                lock.acquire(poll_interval=_POLL_S)
-        try:
+        with holding(lock, self._folder, on_wait):
             yield
-        finally:
-            lock.release()
 
     @contextmanager
     def try_hold(self, sha256: str) -> Iterator[bool]:

@@ -16,7 +16,6 @@ from nexa_runtime.store.arrival import (
     Progress,
     PullEvent,
     adopt,
-    disk_faults,
     ignore,
     locked,
     make_record,
@@ -24,6 +23,7 @@ from nexa_runtime.store.arrival import (
     save_new,
 )
 from nexa_runtime.store.catalog import Catalog, HubReference, ModelSpec, parse_reference
+from nexa_runtime.store.files import writing
 from nexa_runtime.store.gguf import GgufHeader, read_header
 from nexa_runtime.store.hub import Hub, HubFile, PullPlan, split_paths
 from nexa_runtime.store.importing import import_file
@@ -87,9 +87,10 @@ def pull(
         on_event(PullEvent("waiting", "", 0, plan.size_bytes, "somebody else is pulling it; waiting"))
 
     # The locks are kept until the record is written: what no record names, gc may remove.
-    with disk_faults(store, needed_bytes), locked(store, (file.sha256 for file in plan.files), on_wait):
-        headers = [_bring(plan, file, store=store, hub=hub, on_event=on_event) for file in plan.files]
-        record, is_new = save_new(_record_of(wanted, revision, plan, headers), store)
+    with writing(store.root, needed_bytes), locked(store, (file.sha256 for file in plan.files), on_wait):
+        brought = [_bring(plan, file, store=store, hub=hub, on_event=on_event) for file in plan.files]
+        made = _record_of(wanted, revision, plan, [header for header, _ in brought])
+        record, is_new = save_new(made, store, is_mended=any(is_written for _, is_written in brought))
     text = f"{record.name}: {'pulled' if is_new else 'up to date'}"
     on_event(PullEvent("done", "", plan.size_bytes, plan.size_bytes, text))
     return record
@@ -105,10 +106,12 @@ def remaining_bytes(plan: PullPlan, store: ModelStore, on_event: OnEvent = ignor
     )
 
 
-def _bring(plan: PullPlan, file: HubFile, *, store: ModelStore, hub: Hub, on_event: OnEvent) -> GgufHeader:
-    """Make sure that the store has the file's blob, which is locked; its header."""
+def _bring(
+    plan: PullPlan, file: HubFile, *, store: ModelStore, hub: Hub, on_event: OnEvent
+) -> tuple[GgufHeader, bool]:
+    """Make sure that the store has the file's blob, which is locked; its header, and if it was brought."""
     if _is_sound(file, store, on_event):
-        return read_header(store.blob_path(file.sha256))
+        return read_header(store.blob_path(file.sha256)), False
     if store.has_blob(file.sha256, file.size_bytes):
         text = "what the store has of it is damaged, and is fetched again"
         on_event(PullEvent("verify", file.path, 0, file.size_bytes, text))
@@ -124,7 +127,7 @@ def _bring(plan: PullPlan, file: HubFile, *, store: ModelStore, hub: Hub, on_eve
         Progress(file.path, file.size_bytes, on_event),
         on_retry=lambda text: on_event(PullEvent("retry", file.path, _size(partial), file.size_bytes, text)),
     )
-    return adopt(partial, file.path, file.sha256, store)
+    return adopt(partial, file.path, file.sha256, store), True
 
 
 def _is_sound(file: HubFile, store: ModelStore, on_event: OnEvent) -> bool:
@@ -171,7 +174,7 @@ def _names(
 def _sentence(plan: PullPlan) -> str:
     what = f"{plan.repo}:{plan.quant}" if plan.quant else plan.repo
     files = f"{len(plan.files)} file{'s' * (len(plan.files) > 1)}"
-    return f"{what} at {plan.revision[:12]}: {files}, {plan.size_bytes / 1e9:.2f} GB"
+    return f"{what} at {plan.revision[:12]}: {files}"
 
 
 def _size(path: Path) -> int:

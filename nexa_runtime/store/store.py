@@ -19,13 +19,15 @@ Deliberate oddities:
 
 import os
 import re
+import shlex
 import stat
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
+from urllib.parse import unquote
 
 import platformdirs
 from filelock import FileLock
@@ -44,7 +46,7 @@ from nexa_runtime.store.files import (
     write_atomically,
     writing,
 )
-from nexa_runtime.store.locks import BlobLocks
+from nexa_runtime.store.locks import BlobLocks, holding
 from nexa_runtime.store.memory import memory_estimate
 from nexa_runtime.store.records import (
     MAX_RECORD_BYTES,
@@ -80,13 +82,14 @@ _log = get_logger("store")
 class RemovalPlan:
     """What would be removed. ``blobs``: that no other record names; ``leftovers``: of transfers and writes.
 
-    ``freed_bytes``: of blobs and leftovers.
+    ``freed_bytes``: of blobs and leftovers. ``unreadable``: records, of which nothing but the name is known.
     """
 
     records: tuple[ModelRecord, ...]
     blobs: tuple[Path, ...]
     freed_bytes: int
     leftovers: tuple[Path, ...] = ()
+    unreadable: tuple[Path, ...] = ()
 
 
 def store_root(settings: StoreSettings) -> Path:
@@ -116,8 +119,10 @@ class ModelStore:
 
     def records(self) -> list[ModelRecord]:
         """All models, by name. A damaged record is left out and logged."""
-        found = (self._read(path) for path in listed(self._records) if path.suffix == ".json")
-        return sorted((one for one in found if one is not None), key=lambda record: record.name.lower())
+        found, unreadable = self._read_all()
+        for path, reason in unreadable.items():
+            _log.warning("record_damaged", path=str(path), reason=reason)
+        return found
 
     def find(self, name: str) -> ModelRecord | None:
         """The model of that name, or else alias; case and ``:latest`` make no difference."""
@@ -191,8 +196,17 @@ class ModelStore:
             self._records.mkdir(exist_ok=True)
             write_atomically(path, content)
 
+    def plan_unreadable(self, name: str) -> RemovalPlan | None:
+        """Removing the record of that name, if there is one that cannot be read; gc finds what it needed."""
+        path = self._records / record_file_name(name)
+        return RemovalPlan((), (), 0, unreadable=(path,)) if path in self._read_all()[1] else None
+
     def plan_removal(self, name: str) -> RemovalPlan:
-        """Removing the model of that name. Raises ``NotFoundError``."""
+        """Removing the model of that name.
+
+        Raises ``NotFoundError``, and ``StoreError`` while a record cannot be read.
+        """
+        self.refuse_unreadable()
         record = self.find(name)
         if record is None:
             raise NotFoundError(f"There is no model {name[:200]!r} in the store {self.root}.")
@@ -202,7 +216,11 @@ class ModelStore:
         return RemovalPlan((record,), blobs, _size_of(blobs))
 
     def plan_gc(self) -> RemovalPlan:
-        """Removing what no model needs: blobs without a record, transfers nobody works on, cut-off writes."""
+        """Removing what no model needs: blobs without a record, transfers nobody works on, cut-off writes.
+
+        Raises ``StoreError`` while a record cannot be read.
+        """
+        self.refuse_unreadable()
         needed = self._named_by(self.records())
         blobs = tuple(
             path
@@ -212,14 +230,21 @@ class ModelStore:
         leftovers = (*self._idle_partials(), *_temporary(self._records))
         return RemovalPlan((), blobs, _size_of((*blobs, *leftovers)), leftovers)
 
-    def remove(self, plan: RemovalPlan) -> int:
-        """Do it: the records first. What has come into use since the plan stays. The bytes freed."""
-        if not (plan.records or plan.blobs or plan.leftovers):
+    def remove(self, plan: RemovalPlan, on_wait: Callable[[], None] = lambda: None) -> int:
+        """Do it: the records first. What has come into use since the plan stays. The bytes freed.
+
+        ``on_wait`` is called once, if another writes to the store.
+        """
+        records = [self._records / record_file_name(record.name) for record in plan.records]
+        records.extend(plan.unreadable)
+        if not (records or plan.blobs or plan.leftovers):
             return 0
-        with writing(self.root), self._exclusive():
-            for record in plan.records:
-                (self._records / record_file_name(record.name)).unlink(missing_ok=True)
-            if plan.records and self._records.is_dir():
+        with writing(self.root), self._exclusive(on_wait):
+            if plan.blobs:
+                self.refuse_unreadable()
+            for path in records:
+                path.unlink(missing_ok=True)
+            if records and self._records.is_dir():
                 sync_folder(self._records)
             needed = self._named_by(self.records())
             freed_bytes = sum(self._remove(path) for path in plan.blobs if path not in needed)
@@ -256,22 +281,29 @@ class ModelStore:
         with reading(self.root):
             return free_bytes_of(self.root)
 
-    def _read(self, path: Path) -> ModelRecord | None:
-        try:
-            with path.open("rb") as file:
-                content = file.read(MAX_RECORD_BYTES + 1)
-            if len(content) > MAX_RECORD_BYTES:
-                raise ValueError("it is too large")
-            record = decode_record(content)
-            if record_file_name(record.name) != path.name:
-                raise ValueError("its name is not that of its file")
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, StoreError) as error:
-            reason = reason_of(error) if isinstance(error, OSError) else str(error)
-            _log.warning("record_damaged", path=str(path), reason=reason)
-            return None
-        return record
+    def _read_all(self) -> tuple[list[ModelRecord], dict[Path, str]]:
+        """The records by name, and why the others cannot be read."""
+        found: list[ModelRecord] = []
+        unreadable: dict[Path, str] = {}
+        for path in listed(self._records):
+            if path.suffix != ".json":
+                continue
+            try:
+                found.append(_read(path))
+            except FileNotFoundError:  # removed just now
+                continue
+            except (OSError, ValueError, StoreError) as error:
+                unreadable[path] = reason_of(error) if isinstance(error, OSError) else str(error)
+        return sorted(found, key=lambda record: record.name.lower()), unreadable
+
+    def refuse_unreadable(self) -> None:
+        """Raises ``StoreError`` while a record cannot be read: its model may need any blob."""
+        for path, reason in self._read_all()[1].items():
+            raise StoreError(
+                f"The record {path} cannot be read ({reason.rstrip('.')}), and its model may need any file of"
+                " the store, so nothing is removed; mend it, or give it up with:"
+                f" nexa-runtime rm --force {shlex.quote(unquote(path.stem))}"
+            )
 
     def _verify(self, file: FileRecord, on_progress: Callable[[int], None]) -> str | None:
         path = self.blob_path(file.sha256)
@@ -289,10 +321,9 @@ class ModelStore:
     def _named_by(self, records: Iterable[ModelRecord]) -> set[Path]:
         return {path for record in records for path in self.paths(record)}
 
-    def _exclusive(self) -> FileLock:
+    def _exclusive(self, on_wait: Callable[[], None] = lambda: None) -> AbstractContextManager[None]:
         """Between writers, so that no blob is removed while a record that names it is written."""
-        self.root.mkdir(parents=True, exist_ok=True)
-        return FileLock(self.root / ".lock", thread_local=False)
+        return holding(FileLock(self.root / ".lock", thread_local=False), self.root, on_wait)
 
     def _idle_partials(self) -> Iterator[Path]:
         free: dict[str, bool] = {}
@@ -308,6 +339,18 @@ class ModelStore:
             return _unlink(path)
         with self._locks.try_hold(match[1]) as is_ours:
             return _unlink(path) if is_ours else 0
+
+
+def _read(path: Path) -> ModelRecord:
+    """Raises ``OSError``, ``ValueError``, ``StoreError``."""
+    with path.open("rb") as file:
+        content = file.read(MAX_RECORD_BYTES + 1)
+    if len(content) > MAX_RECORD_BYTES:
+        raise ValueError("it is too large")
+    record = decode_record(content)
+    if record_file_name(record.name) != path.name:
+        raise ValueError("its name is not that of its file")
+    return record
 
 
 def _plain(name: str) -> str:

@@ -247,7 +247,7 @@ def retry_after_s(headers: Mapping[str, str]) -> float | None:
         return float(text)
     try:
         at = parsedate_to_datetime(text)
-    except ValueError:
+    except (ValueError, OverflowError):  # a zone may be any number
         return None
     # A date without a zone is one in UTC.
     return ((at if at.tzinfo else at.replace(tzinfo=UTC)) - datetime.now(UTC)).total_seconds()

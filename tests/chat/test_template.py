@@ -96,41 +96,6 @@ def test_an_escape_in_arguments_cannot_become_a_control_token(arguments: str) ->
     assert "<end>" not in rendered.text
 
 
-def test_a_template_that_calls_itself_for_ever_is_one_sentence() -> None:
-    with pytest.raises(InvalidRequestError, match="chat template"):
-        ChatTemplate("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}").render(HELLO)
-
-
-_LOOP = "{% for a in range(99999) %}"
-
-
-@pytest.mark.parametrize(
-    ("source", "words"),
-    [
-        (_LOOP * 3 + "{% endfor %}" * 3, "steps"),
-        ("{% set l = range(9999) | list %}" + "{% for a in l %}" * 3 + "{% endfor %}" * 3, "steps"),
-        (
-            "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
-            "steps",
-        ),
-        (
-            "{% for a in [1] recursive %}{{ loop([a, a]) if loop.depth < 60 }}{% endfor %}",
-            "steps",
-        ),
-        ("{{ 'x' * 10**9 }}", "product"),
-        ("{{ [0] * 10**9 }}", "product"),
-        ("{{ 10**9 * 'x' }}", "product"),
-        ("{{ 9**999999999 }}", "exponent"),
-    ],
-)
-def test_a_template_without_an_end_is_refused(source: str, words: str) -> None:
-    """Also one that behaves until it is asked something else than what it was tried with."""
-    template = ChatTemplate("{% if messages[0].content != 'Hello' %}" + source + "{% endif %}ok")
-    assert template.render([Message(Role.USER, "Hello")]).text == "ok"
-    with pytest.raises(InvalidRequestError, match=words):
-        template.render([Message(Role.USER, "Hi")])
-
-
 def test_loops_keep_their_variables() -> None:
     source = "{% for a in [3, 4] %}{{ loop.index }}/{{ loop.length }}:{{ a }}{{ '' if loop.last else ',' }}"
     template = ChatTemplate(source + "{% endfor %}{{ 2 * 3 }}{{ 'ab' * 2 }}{{ 2 ** 10 }}")

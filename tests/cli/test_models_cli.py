@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from nexa_runtime.cli import output as words
-from nexa_runtime.cli.entry import exit_code
+from nexa_runtime.cli.entry import _sentence, exit_code
 from nexa_runtime.errors import NexaError, NoSpaceError
 from nexa_runtime.store.importing import import_file
 from nexa_runtime.store.store import ModelRecord, ModelStore
@@ -168,6 +168,22 @@ def test_gc_removes_what_no_model_needs(person: Person) -> None:
     assert person.runs("gc").stdout == "Nothing to remove.\n"
 
 
+def test_a_record_that_cannot_be_read_is_given_up_by_force(person: Person) -> None:
+    person.has_demo()
+    (path,) = (person.store / "records").iterdir()
+    path.write_text("{}")
+    for command in (["gc"], ["rm", "toy"]):
+        assert "rm --force toy" in person.fails(1, *command)
+    assert person.gets("rm", "toy", "--force")["removed"] == [{"name": "toy", "id": None, "freed_bytes": 0}]
+    person.gets("gc")
+    assert person.blobs() == []
+
+
+def test_a_store_that_cannot_be_written_is_not_a_full_disk(person: Person) -> None:
+    env = {"NEXA_MODEL_STORE": "/proc/x"}
+    assert "cannot be written at /proc/x" in person.fails(1, "import", str(DEMO_PATH), env=env)
+
+
 def test_a_dry_run_of_rm_removes_nothing(person: Person) -> None:
     person.has_demo()
     assert person.gets("rm", "toy", "--dry-run")["removed"][0]["freed_bytes"] == 6_168_960
@@ -317,6 +333,11 @@ def test_numbers_and_ages_are_short() -> None:
 def test_every_error_ends_with_its_exit_code() -> None:
     assert exit_code(NoSpaceError(Path("/"), 2, 1)) == 5
     assert exit_code(NexaError()) == 1
+
+
+def test_a_full_disk_is_told_in_units_that_say_something() -> None:
+    sentence = _sentence(NoSpaceError(Path("/"), 6_168_960, 5_999_000))
+    assert sentence == "/ has 6.00 MB free, and 6.17 MB are needed."
 
 
 # Pulls.

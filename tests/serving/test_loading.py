@@ -8,10 +8,11 @@ import yaml
 
 from nexa_runtime.config import load_settings
 from nexa_runtime.errors import ConfigError, ModelFileError
-from nexa_runtime.llama import ContextParams, Model, SamplingParams
+from nexa_runtime.llama import ContextParams, Model, SamplingParams, kv_cell_bytes
 from nexa_runtime.serving.library import DEMO_PATH, Library
-from nexa_runtime.serving.loading import Loader, open_pool, plan_cells
+from nexa_runtime.serving.loading import Loader, open_pool
 from nexa_runtime.serving.probe import Prober, Trial
+from nexa_runtime.serving.sizing import plan_cells
 from nexa_runtime.store.catalog import Catalog
 from nexa_runtime.store.importing import import_file
 from nexa_runtime.store.store import ModelStore
@@ -42,7 +43,13 @@ class Stored:
         source = library.find("styled")
         assert source is not None
         self.source = source
-        self.load = Loader(settings.model, settings.engine, store, Prober(folder / "state"))
+        self.load = self.loader()
+
+    def loader(self) -> Loader:
+        """With the settings as they are now."""
+        settings = load_settings(self.settings)
+        prober = Prober(self.folder / "state")
+        return Loader(settings.model, settings.engine, ModelStore(self.folder / "store"), prober)
 
 
 def with_metadata(path: Path, **changes: float) -> Path:
@@ -76,13 +83,30 @@ def test_a_negative_window_is_the_whole_context(tmp_path: Path) -> None:
 def test_cells_are_as_many_as_asked_or_as_memory_allows(model: Model) -> None:
     asked = load_settings({"NEXA_CTX_SIZE": 1000}).engine
     default = load_settings().engine
-    gigabyte = 2**30
-    assert plan_cells(model, asked, available_bytes=gigabyte) == 1000
-    assert plan_cells(model, default, available_bytes=64 * gigabyte) == 8 * model.context_tokens
-    little = model.size_bytes + 2 * 1000 * model.kv_cell_bytes
-    assert plan_cells(model, default, available_bytes=little) == 1000
+    gigabyte, cell_bytes = 2**30, model.kv_cell_bytes
+    assert plan_cells(model, asked, cell_bytes=cell_bytes, available_bytes=gigabyte) == 1000
+    assert (
+        plan_cells(model, default, cell_bytes=cell_bytes, available_bytes=64 * gigabyte)
+        == 8 * model.context_tokens
+    )
+    little = model.size_bytes + 2 * 1000 * cell_bytes
+    assert plan_cells(model, default, cell_bytes=cell_bytes, available_bytes=little) == 1000
     with pytest.raises(ConfigError, match="NEXA_CTX_SIZE is 1000"):
-        plan_cells(model, asked, available_bytes=1000)
+        plan_cells(model, asked, cell_bytes=cell_bytes, available_bytes=1000)
+
+
+def test_quantised_cells_take_less_so_that_there_are_more_of_them(tmp_path: Path, model: Model) -> None:
+    assert kv_cell_bytes(model, "f16", "f16") == model.kv_cell_bytes
+    assert kv_cell_bytes(model, "f32", "f32") == 2 * model.kv_cell_bytes
+    assert kv_cell_bytes(model, "q8_0", "q8_0") == model.kv_cell_bytes * 34 // 64
+    cells = []
+    for kv_type in ("f16", "q8_0"):
+        stored = Stored(tmp_path / kv_type, kv_type_k=kv_type, kv_type_v=kv_type)
+        del stored.settings["NEXA_CTX_SIZE"]
+        loaded = stored.loader()(stored.source, model.size_bytes + 8000 * model.kv_cell_bytes)
+        cells.append(loaded.num_cells)
+        loaded.close()
+    assert cells[1] > 1.5 * cells[0]
 
 
 def test_before_a_model_is_tried_its_header_says_what_it_takes_and_then_llama_cpp(tmp_path: Path) -> None:
@@ -92,7 +116,7 @@ def test_before_a_model_is_tried_its_header_says_what_it_takes_and_then_llama_cp
     stored.load.try_out(stored.source)
     planned = stored.load.needed_bytes(stored.source)
     loaded = stored.load(stored.source, 2**30)
-    assert loaded.memory_bytes < planned < estimate
+    assert loaded.memory_bytes == planned < estimate
     loaded.close()
     again = Stored(tmp_path)  # from the file of verdicts
     assert again.load.needed_bytes(again.source) == planned
@@ -147,6 +171,7 @@ def test_an_adapter_that_does_not_fit_is_refused_and_the_process_lives(
         write_lora(path, **fields)  # type: ignore[arg-type]
     stored = Stored(tmp_path, lora=[{"path": "style.gguf"}])
     with pytest.raises(ModelFileError, match=reason):
-        stored.load(stored.source, 2**30)
+        stored.load.try_out(stored.source)
     write_lora(path)  # another file: it is tried anew
+    stored.load.try_out(stored.source)
     stored.load(stored.source, 2**30).close()

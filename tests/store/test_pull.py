@@ -15,6 +15,7 @@ from nexa_runtime.errors import (
     StoreError,
     UsageError,
 )
+from nexa_runtime.store import gguf
 from nexa_runtime.store.catalog import Catalog, HubReference, ModelSpec
 from nexa_runtime.store.hub import PullPlan
 from nexa_runtime.store.pull import PullEvent, pull
@@ -216,7 +217,40 @@ def test_a_dry_run_gives_the_plan_and_writes_nothing(puller: Puller, store: Mode
     assert not store.root.exists()
 
 
+def test_a_running_server_sees_that_a_pull_mended_a_model(puller: Puller, store: ModelStore) -> None:
+    record = puller(HubReference(DEMO))
+    folder = store.root / "records"
+    before = folder.stat().st_mtime_ns
+    assert puller(HubReference(DEMO)) == record
+    assert folder.stat().st_mtime_ns == before
+    store.paths(record)[0].unlink()
+    assert puller(HubReference(DEMO)) == record
+    assert folder.stat().st_mtime_ns > before
+
+
 # What stops one.
+
+
+def test_a_file_that_cannot_be_read_back_now_is_kept(
+    puller: Puller, store: ModelStore, standin: HubStandin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: Path) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(gguf, "_open", fail)
+        with pytest.raises(StoreError, match="cannot be read back"):
+            puller(HubReference(DEMO))
+    assert store.partial_path(SHA256).stat().st_size == SIZE
+    puller(HubReference(DEMO))
+    assert standin.bytes_sent[SHA256] == SIZE
+
+
+def test_where_nothing_can_be_written_that_is_the_reason(puller: Puller) -> None:
+    puller.store = ModelStore(Path("/proc/models"))
+    with pytest.raises(StoreError, match="cannot be written at /proc/models") as caught:
+        puller(HubReference(DEMO))
+    assert not isinstance(caught.value, NoSpaceError)
 
 
 def test_a_path_is_for_import(puller: Puller) -> None:
@@ -261,7 +295,8 @@ def test_a_full_disk_is_told_before_with_what_remains(
     ("number", "error", "sentence"),
     [
         (errno.ENOSPC, NoSpaceError, "GB are needed"),
-        (errno.EROFS, StoreError, "cannot be written: Read-only"),
+        (errno.EDQUOT, NoSpaceError, "GB are needed"),
+        (errno.EROFS, StoreError, "cannot be written at .*: Read-only"),
     ],
 )
 def test_a_disk_that_refuses_on_the_way_is_told(

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
@@ -140,6 +141,37 @@ def test_a_damaged_record_is_left_out_and_logged(store: ModelStore) -> None:
         assert store.records() == [good]
     assert {Path(log["path"]).name for log in logs} == {*damaged, "folder.json", "binary.json"}
     assert {log["event"] for log in logs} == {"record_damaged"}
+
+
+def test_nothing_is_removed_while_a_record_cannot_be_read(store: ModelStore) -> None:
+    newer, good = add(store, "org/newer", b"1"), add(store, "good", b"2")
+    path = store.root / "records" / record_file_name("org/newer")
+    stale = replace(store.plan_removal("good"), records=())
+    path.write_text(json.dumps({**json.loads(path.read_text()), "schema": 2}))
+    for refused in (store.plan_gc, lambda: store.plan_removal("good"), lambda: store.remove(stale)):
+        with pytest.raises(StoreError, match=r"org%2Fnewer\.json .*another version.*rm --force org/newer"):
+            refused()
+    assert all(store.paths(record)[0].exists() for record in (newer, good))
+    plan = store.plan_unreadable("org/newer")
+    assert plan is not None
+    assert store.plan_unreadable("good") is None
+    assert store.remove(plan) == 0
+    assert not path.exists()
+    assert store.plan_gc().blobs == store.paths(newer)
+
+
+def test_a_removal_says_that_it_waits_for_another_writer(store: ModelStore) -> None:
+    add(store, "a", b"1")
+    waits: list[str] = []
+    writer = FileLock(store.root / ".lock", thread_local=False)
+    writer.acquire()
+
+    def on_wait() -> None:
+        waits.append("waited")
+        writer.release()
+
+    assert store.remove(store.plan_removal("a"), on_wait) == 1
+    assert waits == ["waited"]
 
 
 @given(st.text(min_size=1, max_size=200), st.text(min_size=1, max_size=200))

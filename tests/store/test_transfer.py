@@ -253,7 +253,14 @@ def test_no_error_holds_a_token_or_a_signed_url(standin: HubStandin, waits: Wait
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"), [("7", 7), ("", None), ("soon", None), ("Wed, 21 Oct 2015 07:28:00 GMT", -1e8)]
+    ("text", "seconds"),
+    [
+        ("7", 7),
+        ("", None),
+        ("soon", None),
+        ("Mon, 01 Jan 2024 00:00:00 +9999999999999999999999999", None),
+        ("Wed, 21 Oct 2015 07:28:00 GMT", -1e8),
+    ],
 )
 def test_retry_after_is_read_in_both_forms(text: str, seconds: float | None) -> None:
     found = retry_after_s({"retry-after": text})
