@@ -33,12 +33,6 @@ from nexa_runtime.engine.slots import Slots
 PREFILL_WORK = 1.0
 """Work units of a prompt token; those of a decode row are learned (``PrefillBudget.decode_work``)."""
 
-ATTENTION_TILE_ROWS = 64
-LONG_CONTEXT_TOKENS = 512
-"""On a processor llama.cpp computes attention row by row in steps of fewer rows than a tile has; far into a
-prompt that takes longer than all the rest, so that half as many tokens are no faster.
-"""
-
 MIN_SHARED_TOKENS = 16
 """A shorter prefix is not worth waiting for."""
 
@@ -162,8 +156,6 @@ class Scheduler:
             if budget <= 0:
                 break
             if sequence.sequence_id is not None or self._attach(sequence):
-                if chunks and budget > 0 and sequence.num_computed >= LONG_CONTEXT_TOKENS:
-                    budget = min(max(budget, ATTENTION_TILE_ROWS - len(chunks)), room)
                 # A short rest is not worth another step, which a newcomer would have to wait for.
                 is_nearly_all = sequence.num_pending <= min(budget + MIN_PREFILL_TOKENS, room)
                 count = sequence.num_pending if is_nearly_all else budget

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from nexa_runtime.engine.budget import MIN_PREFILL_TOKENS, PrefillBudget
 from nexa_runtime.engine.fair_queue import Accounts
 from nexa_runtime.engine.kv_cache import Holding, KvCache, Reuse
-from nexa_runtime.engine.scheduler import ATTENTION_TILE_ROWS, LONG_CONTEXT_TOKENS, Scheduler
+from nexa_runtime.engine.scheduler import Scheduler
 from nexa_runtime.engine.sequence import (
     Advance,
     Chunk,
@@ -108,23 +108,6 @@ def test_decode_rows_ride_first_and_prompts_get_the_budget() -> None:
     assert plan is not None
     assert [(chunk.sequence.key, chunk.count) for chunk in plan.chunks] == [(3, 1), (2, MIN_PREFILL_TOKENS)]
     assert plan.is_mixed
-
-
-def test_far_into_a_prompt_a_mixed_step_has_the_rows_of_a_tile() -> None:
-    scheduler, runner = make_scheduler(step_tokens=512, num_cells=5000), FakeRunner()
-    scheduler.add(make_sequence(3, max_new=500), 0.0)
-    plan = scheduler.schedule(0.0)
-    assert plan is not None
-    scheduler.commit(plan, runner.execute(plan))
-    scheduler.add(make_sequence(2, 2000), 0.0)
-    counts: dict[int, int] = {}
-    while (plan := scheduler.schedule(0.0)) is not None and plan.is_mixed:
-        (chunk,) = [chunk for chunk in plan.chunks if not chunk.is_decode]
-        counts[chunk.start] = chunk.count
-        scheduler.commit(plan, runner.execute(plan))
-    *whole, _ = counts.items()
-    assert {count for start, count in whole if start < LONG_CONTEXT_TOKENS} == {MIN_PREFILL_TOKENS}
-    assert {count for start, count in whole if start >= LONG_CONTEXT_TOKENS} == {ATTENTION_TILE_ROWS - 1}
 
 
 def test_slots_bound_the_running_set_and_free_ones_go_to_the_next() -> None:
