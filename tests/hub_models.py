@@ -1,6 +1,6 @@
 """What a hub for tests holds: the demo model under several names, quants and revisions, split, and broken.
 
-And how tests ask it: ``hub_of``.
+And how tests ask it: ``hub_of``, ``plan_of``, ``fetch``.
 """
 
 import hashlib
@@ -13,7 +13,8 @@ import gguf
 
 import nexa_runtime
 from nexa_runtime.config import load_settings
-from nexa_runtime.store.hub import Hub
+from nexa_runtime.store.catalog import HubReference
+from nexa_runtime.store.hub import Hub, PullPlan
 from nexa_runtime.store.store import ModelStore
 from tests.hub_standin import HubStandin
 
@@ -105,3 +106,16 @@ def assert_tidy(store: ModelStore) -> None:
     assert (plan.blobs, plan.freed_bytes) == ((), 0)
     store.remove(plan)
     assert names_in(store.root / "partial") == []
+
+
+def plan_of(standin: HubStandin) -> PullPlan:
+    """What a pull of the demo model would transfer."""
+    return hub_of(standin, Waits()).plan(HubReference(DEMO))
+
+
+def fetch(standin: HubStandin, partial: Path, waits: Waits, **overrides: object) -> list[str]:
+    """Download the demo model's default file; what was said about retries."""
+    said: list[str] = []
+    plan = plan_of(standin)
+    hub_of(standin, waits, **overrides).download(plan, plan.files[0], partial, on_retry=said.append)
+    return said

@@ -13,6 +13,7 @@ whose token counts differ by more than ``MAX_DIFFERENCE`` is marked.
 import argparse
 import asyncio
 import json
+import os
 import random
 import statistics
 import sys
@@ -412,8 +413,9 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 def _default_llama_server() -> Path | None:
-    cache = Path.home() / ".cache/nexa-runtime/llama-server"
-    return next(iter(sorted(cache.glob("*/bin/llama-server"), reverse=True)), None)
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    found = cache.glob("nexa-runtime/llama-server/*/bin/llama-server")
+    return next(iter(sorted(found, reverse=True)), None)
 
 
 def main() -> None:

@@ -1,6 +1,5 @@
 """What is asked of a hub, and every fault on the way of a file."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,37 +13,9 @@ from nexa_runtime.errors import (
     UsageError,
 )
 from nexa_runtime.store.catalog import HubReference, ModelSpec
-from nexa_runtime.store.hub import PullPlan, choose_files, quant_of
-from tests.hub_models import DEMO, SHA256, SIZE, Waits, demo_hub, hub_of, split_files
+from nexa_runtime.store.hub import choose_files, quant_of
+from tests.hub_models import DEMO, SHA256, SIZE, Waits, hub_of, plan_of, split_files
 from tests.hub_standin import HUB_TOKEN, Fault, HubStandin
-
-
-@pytest.fixture
-def standin() -> Iterator[HubStandin]:
-    with demo_hub() as serving:
-        yield serving
-
-
-@pytest.fixture
-def waits() -> Waits:
-    return Waits()
-
-
-@pytest.fixture
-def partial(tmp_path: Path) -> Path:
-    return tmp_path / "partial" / f"{SHA256}.partial"
-
-
-def plan_of(standin: HubStandin) -> PullPlan:
-    return hub_of(standin, Waits()).plan(HubReference(DEMO))
-
-
-def fetch(standin: HubStandin, partial: Path, waits: Waits, **overrides: object) -> list[str]:
-    """Download the demo model's default file; what was said about retries."""
-    said: list[str] = []
-    plan = plan_of(standin)
-    hub_of(standin, waits, **overrides).download(plan, plan.files[0], partial, on_retry=said.append)
-    return said
 
 
 def test_a_plan_names_the_commit_the_default_quant_and_what_its_file_must_be(standin: HubStandin) -> None:

@@ -3,7 +3,6 @@
 import errno
 import os
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,7 +26,6 @@ from tests.hub_models import (
     Waits,
     assert_tidy,
     demo_bytes,
-    demo_hub,
     hub_of,
     names_in,
     split_files,
@@ -35,17 +33,6 @@ from tests.hub_models import (
 from tests.hub_standin import HubStandin
 
 PINNED = ModelSpec(name="demo-pinned", aliases=("demo-alias",), repo=DEMO, quant="Q8_0", revision="v1")
-
-
-@pytest.fixture
-def standin() -> Iterator[HubStandin]:
-    with demo_hub() as serving:
-        yield serving
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> ModelStore:
-    return ModelStore(tmp_path / "models", tmp_path / "state")
 
 
 class Puller:

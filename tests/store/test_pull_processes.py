@@ -7,28 +7,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Self
-
-import pytest
 
 from nexa_runtime.store.catalog import Catalog, HubReference
 from nexa_runtime.store.pull import PullEvent, pull
 from nexa_runtime.store.store import ModelStore
-from tests.hub_models import DEMO, SHA256, SIZE, Waits, assert_tidy, demo_hub, hub_of, names_in
+from tests.hub_models import DEMO, SHA256, SIZE, Waits, assert_tidy, hub_of, names_in
 from tests.hub_standin import HubStandin
-
-
-@pytest.fixture
-def standin() -> Iterator[HubStandin]:
-    with demo_hub() as serving:
-        yield serving
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> ModelStore:
-    return ModelStore(tmp_path / "models", tmp_path / "state")
 
 
 class Nursery:

@@ -1,6 +1,5 @@
 """Every fault on the way of a file."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,38 +12,9 @@ from nexa_runtime.errors import (
 )
 from nexa_runtime.store import transfer
 from nexa_runtime.store.catalog import HubReference
-from nexa_runtime.store.hub import PullPlan
 from nexa_runtime.store.transfer import retry_after_s
-from tests.hub_models import DEMO, SHA256, SIZE, Waits, demo_bytes, demo_hub, hub_of
+from tests.hub_models import SHA256, SIZE, Waits, demo_bytes, fetch, hub_of, plan_of
 from tests.hub_standin import HUB_TOKEN, Fault, FaultKind, HubStandin
-
-
-@pytest.fixture
-def standin() -> Iterator[HubStandin]:
-    with demo_hub() as serving:
-        yield serving
-
-
-@pytest.fixture
-def waits() -> Waits:
-    return Waits()
-
-
-@pytest.fixture
-def partial(tmp_path: Path) -> Path:
-    return tmp_path / "partial" / f"{SHA256}.partial"
-
-
-def plan_of(standin: HubStandin) -> PullPlan:
-    return hub_of(standin, Waits()).plan(HubReference(DEMO))
-
-
-def fetch(standin: HubStandin, partial: Path, waits: Waits, **overrides: object) -> list[str]:
-    """Download the demo model's default file; what was said about retries."""
-    said: list[str] = []
-    plan = plan_of(standin)
-    hub_of(standin, waits, **overrides).download(plan, plan.files[0], partial, on_retry=said.append)
-    return said
 
 
 def test_a_file_arrives_and_the_bytes_that_are_there_are_counted(
