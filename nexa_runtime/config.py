@@ -113,7 +113,7 @@ class EngineSettings(_Slice):
         validation_alias="NEXA_THREADS",
         ge=1,
         le=1024,
-        description="CPU threads of llama.cpp; unset: one per core this process may use",
+        description="CPU threads of llama.cpp; unset: as many as are fastest, measured at the first start",
     )
     step_tokens: int = Field(
         512,
@@ -134,9 +134,17 @@ class EngineSettings(_Slice):
         gt=0,
         le=60_000,
         description="milliseconds between two tokens of a stream while prompts arrive;"
-        " auto: twice what it takes without them",
+        " auto: twice what it takes without them, on a processor up to half a second",
     )
-
+    host_cache: Annotated[int | None, BeforeValidator(parse_bytes)] = Field(
+        None,
+        validation_alias="NEXA_HOST_CACHE",
+        ge=0,
+        le=2**50,
+        description="main memory of each model for prefixes that lay idle, or whose KV cells were needed,"
+        " like 2G, besides NEXA_MEMORY_BUDGET; 0: none;"
+        " unset: as much as the KV cache has, a tenth of what is free at most",
+    )
     public_prefixes_file: str | None = Field(
         None,
         validation_alias="NEXA_PUBLIC_PREFIXES_FILE",

@@ -1,6 +1,6 @@
 """Loads the model so that Ctrl-C ends the wait.
 
-Owns the thread, and the sentence for a path with no model at it. ``serve`` and ``run`` call it.
+Owns the thread, and the sentences for what is not there. ``serve``, ``run`` and ``bench`` call it.
 
 llama.cpp calls back into Python while it loads; an interrupt that arrives there would be swallowed. So it
 loads on a thread of its own, and the main thread waits.
@@ -9,7 +9,10 @@ loads on a thread of its own, and the main thread waits.
 import threading
 from pathlib import Path
 
+from nexa_runtime.cli.models import not_stored
 from nexa_runtime.config import Settings
+from nexa_runtime.errors import IntegrityError
+from nexa_runtime.serving.loaded import LoadedModel
 from nexa_runtime.serving.loading import open_pool
 from nexa_runtime.serving.pool import ModelPool
 from nexa_runtime.store.gguf import read_header
@@ -35,6 +38,17 @@ def load_pool(settings: Settings) -> ModelPool:
     if isinstance(done[0], BaseException):
         raise done[0]
     return done[0]
+
+
+def load_default(settings: Settings) -> tuple[ModelPool, LoadedModel]:
+    """The pool, and the model that the settings name. Raises as ``load_pool``, and when there is none."""
+    pool = load_pool(settings)
+    if pool.default is not None:
+        return pool, pool.default
+    library = pool.library
+    if library.store.find(library.default_name) is None:
+        raise not_stored(library.store, library.default_name, library.catalog)
+    raise IntegrityError(pool.default_problem)
 
 
 def _named_files(name: str) -> tuple[Path, ...]:

@@ -114,6 +114,35 @@ def run(
 
 
 @app.command()
+def bench(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="MODEL",
+            help="a name in the store, `demo` (bundled), or a GGUF file; none: the one that is served",
+        ),
+    ] = None,
+    ctx_size: CtxSizeFlag = None,
+    slots: SlotsFlag = None,
+    threads: ThreadsFlag = None,
+    gpu_layers: GpuLayersFlag = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Measure how fast this machine is with a model, in about half a minute."""
+    settings = _settings(
+        NEXA_MODEL_ID=None if model is None else check_text(model),
+        NEXA_SLOTS=slots,
+        NEXA_CTX_SIZE=ctx_size,
+        NEXA_THREADS=threads,
+        NEXA_GPU_LAYERS=gpu_layers,
+        quiet=True,
+    )
+    from nexa_runtime.cli import bench as command
+
+    command.bench(settings, Output(as_json))
+
+
+@app.command()
 def pull(
     model: Annotated[
         str,

@@ -17,8 +17,7 @@ from rich.console import Console
 
 from nexa_runtime.chat.messages import Message, Role
 from nexa_runtime.cli import output as words
-from nexa_runtime.cli.loading import load_pool
-from nexa_runtime.cli.models import not_stored
+from nexa_runtime.cli.loading import load_default
 from nexa_runtime.cli.output import Document, Output
 from nexa_runtime.config import Settings
 from nexa_runtime.engine.sequence import FinishReason
@@ -54,9 +53,7 @@ def run(settings: Settings, output: Output, prompt: str | None) -> None:
     """
     if output.is_json and prompt is None:
         raise UsageError("--json needs a question: nexa-runtime run MODEL PROMPT --json")
-    pool = load_pool(settings)
-    if pool.default is None:
-        raise _absent(pool)
+    pool, _ = load_default(settings)
     with asyncio.Runner() as runner:
         dispatcher = runner.run(_start(pool, settings))
         service = GenerationService(dispatcher)
@@ -79,14 +76,6 @@ def probe(settings: Settings, output: Output, paths: list[Path]) -> None:
         raise IntegrityError(f"{files[0].name} cannot be served: {problem}.")
     document = {"files": [str(file) for file in files], "can_be_served": True}
     output.result(document, f"{words.clean(files[0].name)} can be served.")
-
-
-def _absent(pool: ModelPool) -> NexaError:
-    """Why the model that was named is not there."""
-    library = pool.library
-    if library.store.find(library.default_name) is None:
-        return not_stored(library.store, library.default_name, library.catalog)
-    return IntegrityError(pool.default_problem)
 
 
 async def _start(pool: ModelPool, settings: Settings) -> Dispatcher:

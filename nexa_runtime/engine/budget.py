@@ -3,6 +3,8 @@
 Owns what was learned of the machine's speed. Pure: measured times come in. The scheduler asks it.
 """
 
+from dataclasses import dataclass
+
 from nexa_runtime.engine.sequence import StepPlan
 
 MIN_PREFILL_TOKENS = 32
@@ -14,34 +16,66 @@ PREFILL_STEP_S = 0.5
 FIRST_STEP_TOKENS = 128
 """The size of a step of prompts alone, until the machine's speed is known."""
 
+FAR_TOKENS = 512
+"""From here on attention weighs so much that a prompt is computed in tiles, whoever is answering."""
+
 DEFAULT_DECODE_WORK = 2.0
 MAX_DECODE_WORK = 8.0
 
 _SMOOTHING = 0.2
 
 
-class PrefillBudget:
-    """How many prompt tokens may ride with the decode rows: as many as keep the step inside its target.
+@dataclass(frozen=True, slots=True)
+class PromptRows:
+    """Rows of a step that prompts get: ``wanted``, and ``most``, where a short rest would be left over."""
 
-    ``target_s``: seconds that a mixed step may take; None: twice the time of a decode-only step. Learned
-    online from measured steps: the time of decode-only steps, and the time a prompt token adds.
+    wanted: int
+    most: int
+
+
+class PrefillBudget:
+    """How many prompt tokens a step gets, learned online from measured steps: the time of decode-only steps,
+    and the time a prompt token adds.
+
+    ``target_s``: seconds that a step may take beside running answers; None: twice the time of a decode-only
+    step. ``tile_rows``: None, or the rows from which on llama.cpp computes attention in tiles of as many, as
+    it does on a processor (``GGML_FA_TILE_Q``). A tile costs as if each of its rows saw what any of them
+    sees: cheap for rows of one prompt, dear where answers lie between. So a step has fewer rows, or rows of
+    prompts alone.
     """
 
-    def __init__(self, max_tokens: int, target_s: float | None = None) -> None:
+    def __init__(self, max_tokens: int, target_s: float | None = None, tile_rows: int | None = None) -> None:
         self._max_tokens = max_tokens
         self._target_s = target_s
+        self._tile_rows = tile_rows
         self._decode_step_s: float | None = None
         self._decode_row_s: float | None = None
         self._prefill_token_s: float | None = None
 
-    def tokens(self) -> int:
-        """The budget of the next mixed step, a multiple of ``MIN_PREFILL_TOKENS``."""
+    def mixed(self, num_decode_rows: int) -> PromptRows:
+        """For a step with so many decode rows: as many as keep it inside its target, in grains of
+        ``MIN_PREFILL_TOKENS``; without a target what fits under a tile, half a second at most.
+        """
+        wanted = self._affordable()
+        if self._tile_rows is None or wanted >= self._tile_rows:
+            return PromptRows(wanted, self._max_tokens)
+        most = max(self._tile_rows - 1 - num_decode_rows, MIN_PREFILL_TOKENS)
+        if self._target_s is None and self._prefill_token_s is not None:
+            wanted = max(wanted, min(most, int(PREFILL_STEP_S / self._prefill_token_s)))
+        # llama.cpp multiplies four rows at a time.
+        return PromptRows(wanted - (num_decode_rows + wanted) % 4, most)
+
+    def _affordable(self) -> int:
         if self._decode_step_s is None or self._prefill_token_s is None:
             return MIN_PREFILL_TOKENS
         target_s = 2 * self._decode_step_s if self._target_s is None else self._target_s
         affordable = int(max(target_s - self._decode_step_s, 0.0) / self._prefill_token_s)
         grains = max(1, affordable // MIN_PREFILL_TOKENS)
         return min(grains * MIN_PREFILL_TOKENS, self._max_tokens)
+
+    def is_far(self, num_computed: int) -> bool:
+        """Whether a prompt is so far that it wants steps of whole tiles."""
+        return self._tile_rows is not None and num_computed >= FAR_TOKENS
 
     @property
     def decode_work(self) -> float:
@@ -52,15 +86,20 @@ class PrefillBudget:
             return DEFAULT_DECODE_WORK
         return min(max(self._decode_row_s / self._prefill_token_s, 1.0), MAX_DECODE_WORK)
 
-    def whole_step(self) -> int:
-        """Prompt tokens of a step in which nobody is answering: as many as take ``PREFILL_STEP_S``.
+    def one_tile(self) -> PromptRows:
+        """For a step of a far prompt between two steps of answers."""
+        return PromptRows(self._tile_rows or MIN_PREFILL_TOKENS, self._max_tokens)
+
+    def prompts_alone(self) -> PromptRows:
+        """For a step without decode rows: as many as take ``PREFILL_STEP_S``, in whole tiles.
 
         Whoever arrives meanwhile waits for the step to end, and on a processor larger ones are no faster.
         """
         if self._prefill_token_s is None:
-            return min(FIRST_STEP_TOKENS, self._max_tokens)
-        grains = int(PREFILL_STEP_S / self._prefill_token_s) // MIN_PREFILL_TOKENS
-        return min(max(grains, 2) * MIN_PREFILL_TOKENS, self._max_tokens)
+            return PromptRows(min(FIRST_STEP_TOKENS, self._max_tokens), self._max_tokens)
+        grain = self._tile_rows or 2 * MIN_PREFILL_TOKENS
+        grains = max(round(PREFILL_STEP_S / self._prefill_token_s / grain), 1)
+        return PromptRows(min(grains * grain, self._max_tokens), self._max_tokens)
 
     def observe(self, plan: StepPlan, elapsed_s: float) -> None:
         """Learn from a step's time, in seconds."""

@@ -194,13 +194,13 @@ class KvCache:
         self._num_free_cells -= num_tokens
         taken = self._free_cells[self._num_free_cells : self._num_free_cells + num_tokens]
         self._num_holders[taken] = 1
-        holding = self._of(sequence)
+        holding = self.holding_of(sequence)
         _store(holding, taken)
         self._touch(holding)
 
     def shrink(self, sequence: Sequence, num_tokens: int) -> list[KvOperation]:
         """Keep only the first ``num_tokens`` tokens of a sequence."""
-        holding = self._of(sequence)
+        holding = self.holding_of(sequence)
         self._let_go(holding, num_tokens)
         return [Truncate(holding.sequence_id, num_tokens)]
 
@@ -214,13 +214,14 @@ class KvCache:
             holding.sequence.num_computed = 0
         return [Truncate(holding.sequence_id, 0)]
 
-    def drop_sequence(self, sequence: Sequence) -> list[KvOperation]:
-        """Forget what a living sequence holds."""
-        return self.drop(self._of(sequence))
+    def holding_of(self, sequence: Sequence) -> Holding:
+        """What a living sequence holds; it has an id."""
+        assert sequence.sequence_id is not None
+        return self._holdings[sequence.sequence_id]
 
     def release(self, sequence: Sequence) -> list[KvOperation]:
         """A sequence has ended: what it computed stays resident; its id is freed if that is nothing."""
-        holding = self._of(sequence)
+        holding = self.holding_of(sequence)
         if not sequence.num_computed:
             return self.drop(holding)
         operations: list[KvOperation] = []
@@ -261,6 +262,25 @@ class KvCache:
             if holding.is_resident and not holding.is_pinned and (place := rank(holding)) is not None
         ]
         return [holding for *_, holding in sorted(ranked, key=lambda entry: entry[:2])]
+
+    def above_floors(self) -> list[Holding]:
+        """Residents without which their tenants still hold what is promised to them."""
+        held = self.tenant_cells()
+        return [
+            one
+            for one in self._holdings.values()
+            if one.is_resident
+            and not one.is_pinned
+            and held[(share := one.sequence.share).tenant_id] - self._num_held(one) >= share.cache_floor_cells
+        ]
+
+    def num_resident_cells(self) -> int:
+        """Cells that residents hold and nobody who lives; public prefixes do not count."""
+        is_idle = self._num_holders > 0
+        for holding in self._holdings.values():
+            if not holding.is_resident or holding.is_pinned:
+                is_idle[holding.cells[: holding.num_cells]] = False
+        return int(is_idle.sum())
 
     def num_reclaimable(self, holdings: Iterable[Holding]) -> int:
         """Cells that are free once all of ``holdings`` are dropped: those that nobody else holds."""
@@ -310,10 +330,6 @@ class KvCache:
         self._free_cells[self._num_free_cells : self._num_free_cells + len(freed)] = freed
         self._num_free_cells += len(freed)
         holding.num_cells = keep
-
-    def _of(self, sequence: Sequence) -> Holding:
-        assert sequence.sequence_id is not None
-        return self._holdings[sequence.sequence_id]
 
     def _touch(self, holding: Holding) -> None:
         self._uses += 1

@@ -2,12 +2,14 @@
 
 Owns the order in which cells are given up: residents (``KvCache.evictable`` ranks them), then what paused
 sequences hold, then one running sequence after the other, the most recent of the tenant furthest ahead. What
-is taken from a sequence is computed again later, with the same answer. Pure. ``scheduler`` calls it.
+is taken from a sequence is computed again later, with the same answer; what residents hold goes to host
+memory (``HostCache``). Pure. ``scheduler`` calls it.
 """
 
 from collections.abc import Collection, Iterable
 
 from nexa_runtime.engine.fair_queue import Accounts
+from nexa_runtime.engine.host_cache import HostCache
 from nexa_runtime.engine.kv_cache import Holding, KvCache, Match, common_prefix
 from nexa_runtime.engine.sequence import Chunk, KvOperation, Sequence, SequenceState
 from nexa_runtime.engine.slots import Change, Slots
@@ -16,13 +18,30 @@ OUTPUT_RESERVE = 64
 """Cells kept for the answer when a sequence is let in; longer answers take what is there, or preempt."""
 
 
+MIN_SHARED_TOKENS = 16
+"""A shorter prefix is not worth waiting for, nor fetching."""
+
+
 class Memory:
-    """``operations``: what it does to the KV cache is appended there, for the next plan."""
+    """``operations``: what it does to the KV cache is appended there, for the next plan.
+
+    ``max_warm_cells``: cells of residents alone, beyond which the least recently used ones go to host memory;
+    None: they stay until their cells are needed.
+    """
 
     def __init__(
-        self, kv_cache: KvCache, slots: Slots, accounts: Accounts, operations: list[KvOperation]
+        self,
+        kv_cache: KvCache,
+        slots: Slots,
+        accounts: Accounts,
+        operations: list[KvOperation],
+        *,
+        host_cache: HostCache,
+        max_warm_cells: int | None,
     ) -> None:
         self._kv = kv_cache
+        self._host = host_cache
+        self._max_warm_cells = max_warm_cells if host_cache.is_on else None
         self._slots = slots
         self._accounts = accounts
         self._operations = operations
@@ -84,14 +103,41 @@ class Memory:
             self._evict(at_floor[0])
         return bool(at_floor)
 
-    def preempt(self, sequence: Sequence) -> None:
-        """Take a living sequence's KV; it is computed again from its tokens, and waits until then."""
-        self._operations += self._kv.drop_sequence(sequence)
+    def preempt(self, sequence: Sequence, *, is_sound: bool = True) -> None:
+        """Take a living sequence's KV; it is computed again from its tokens, and waits until then.
+
+        ``is_sound``: host memory may keep it.
+        """
+        self._give_back(self._kv.holding_of(sequence), is_sound=is_sound)
         if sequence.num_charged == sequence.num_cached:
             sequence.num_charged = sequence.num_cached = 0  # nothing was computed: the next match counts
         if sequence.state is SequenceState.RUNNING:
             self._slots.stop(sequence)
         self.num_preemptions += 1
+
+    def attach(self, sequence: Sequence, leaders: Iterable[Sequence], planned: dict[int, Chunk]) -> bool:
+        """Give a sequence its id and the longest prefix that is there; False while one of ``leaders``
+        computes more of it. ``planned`` as for ``make_room``.
+        """
+        num_there = max(self._kv.match(sequence).num_tokens, self._host.match(sequence).num_tokens)
+        if self.leader_tokens(sequence, leaders) >= num_there + MIN_SHARED_TOKENS:
+            return False
+        self._operations += self._kv.attach(sequence, self.make_id(sequence))
+        if self._host.match(sequence).num_tokens >= sequence.num_computed + MIN_SHARED_TOKENS:
+            self._reload(sequence, planned)
+        if not sequence.num_charged:
+            sequence.num_cached = sequence.num_charged = sequence.num_computed
+        return True
+
+    def cool(self) -> None:
+        """Move what has lain idle to host memory: attention passes over every cell that is held."""
+        if self._max_warm_cells is None:
+            return
+        while self._kv.num_resident_cells() > self._max_warm_cells:
+            residents = self._kv.above_floors()
+            if not residents:
+                break
+            self._evict(min(residents, key=lambda one: one.last_used))
 
     def leader_tokens(self, sequence: Sequence, leaders: Iterable[Sequence]) -> int:
         """How many of the next tokens of ``sequence`` the ``leaders`` know too: they compute them first."""
@@ -148,6 +194,26 @@ class Memory:
         """The most recent one of the tenant with most virtual time."""
         return max(sequences, key=lambda one: (self._accounts.virtual_time(one.share.tenant_id), one.arrival))
 
+    def _reload(self, sequence: Sequence, planned: dict[int, Chunk]) -> None:
+        """Take what host memory has more of a sequence than its id has back into cells."""
+        num_kept = self._host.whole_blocks(sequence.num_computed)
+        if num_kept < sequence.num_computed:
+            self._operations += self._kv.shrink(sequence, num_kept)
+            sequence.num_computed = num_kept
+        wanted = self._host.match(sequence).num_tokens - num_kept
+        count = self.make_room(sequence, wanted, planned)
+        if count:
+            match = self._host.match(sequence)  # to make room may have cost host memory some
+            end = min(num_kept + count, match.num_tokens)
+            self._operations += self._host.reload(sequence, match, end)
+            self._kv.grow(sequence, max(end - num_kept, 0))
+            sequence.num_computed = max(end, num_kept)
+
     def _evict(self, holding: Holding) -> None:
-        self._operations += self._kv.drop(holding)
+        self._give_back(holding, is_sound=True)
         self.num_evictions += 1
+
+    def _give_back(self, holding: Holding, *, is_sound: bool) -> None:
+        if is_sound and self._host.is_on and self._kv.is_shared:
+            self._operations += self._host.offload(holding)
+        self._operations += self._kv.drop(holding)

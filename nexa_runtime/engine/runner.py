@@ -1,8 +1,8 @@
 """Carries a step's plan out: moves KV cells, fills the batch, decodes, samples.
 
-Owns the batch and the sampler of each sequence. The only module of the engine that touches C; it decides
-nothing and changes no sequence. When a step fails, the sequences are tried one by one, so that only the one
-at fault ends. The engine thread calls it.
+Owns the batch, the sampler of each sequence, and the bytes of what lies in host memory. The only module of
+the engine that touches C; it decides nothing and changes no sequence. When a step fails, the sequences are
+tried one by one, so that only the one at fault ends. The engine thread calls it.
 """
 
 import math
@@ -13,14 +13,26 @@ from typing import assert_never
 from nexa_runtime.engine.sequence import (
     Chunk,
     CopyPrefix,
+    Forget,
     KvOperation,
+    Offload,
+    Reload,
     Sequence,
     StepPlan,
     StepResult,
     Truncate,
 )
 from nexa_runtime.errors import DecodeError, LlamaGuardError, NexaError, ShuttingDownError
-from nexa_runtime.llama import Context, DecodeStatus, Sampler, SamplingParams, sample_greedy
+from nexa_runtime.llama import (
+    Context,
+    DecodeStatus,
+    Sampler,
+    SamplingParams,
+    SavedRange,
+    restore_range,
+    sample_greedy,
+    save_range,
+)
 from nexa_runtime.telemetry import get_logger
 
 MAX_RESTARTS = 2
@@ -31,8 +43,13 @@ _log = get_logger("engine.runner")
 class Runner:
     """Runs plans on one context. ``open`` and ``close`` bracket a sequence's life."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, *, via: int | None = None) -> None:
+        """``via``: a sequence id that no plan uses, over which KV goes to host memory and back."""
         self._context = context
+        self._via = via
+        self._saved: dict[int, SavedRange] = {}
+        self._broken: set[int] = set()
+        """Ids whose KV did not come back from host memory, or was copied from such a one."""
         self._batch = context.make_batch()
         self._samplers: dict[int, Sampler] = {}
         self._num_lost: Counter[int] = Counter()
@@ -53,6 +70,7 @@ class Runner:
 
     def reset(self) -> None:
         """Free every cell of every id."""
+        self._broken.clear()
         for sequence_id in range(self._context.params.num_sequence_ids):
             self._context.remove(sequence_id)
 
@@ -68,8 +86,7 @@ class Runner:
     def execute(self, plan: StepPlan) -> StepResult:
         """Free what is to be freed, compute the chunks, sample. Never raises for what one sequence did."""
         start = time.perf_counter()
-        for operation in plan.operations:
-            self._apply(operation)
+        unreadable = {block for one in plan.operations if (block := self._apply(one)) is not None}
         tokens: dict[int, int] = {}
         failed: dict[int, Exception] = {}
         lost: set[int] = set()
@@ -89,18 +106,49 @@ class Runner:
             failed,
             is_pool_full=status is DecodeStatus.NO_KV_SLOT,
             lost=frozenset(lost),
+            unreadable=frozenset(unreadable),
         )
 
-    def _apply(self, operation: KvOperation) -> None:
+    def _apply(self, operation: KvOperation) -> int | None:
+        """Do it; the block of host memory that turned out to be unreadable."""
         match operation:
             case Truncate(sequence_id, num_tokens):
                 self._context.remove(sequence_id, num_tokens)
+                if not num_tokens:
+                    self._broken.discard(sequence_id)
             case CopyPrefix(source_id, target_id, num_tokens):
-                self._context.copy(source_id, target_id, num_tokens)
+                if source_id in self._broken:
+                    self._broken.add(target_id)
+                else:
+                    self._context.copy(source_id, target_id, num_tokens)
+            case Offload(sequence_id, block, start, num_tokens):
+                assert self._via is not None
+                if sequence_id not in self._broken:
+                    self._saved[block] = save_range(
+                        self._context, sequence_id, start, num_tokens, via=self._via
+                    )
+            case Reload(block, sequence_id, _, num_tokens):
+                return self._reload(block, sequence_id, num_tokens)
+            case Forget(block):
+                self._saved.pop(block, None)
             case _:
                 assert_never(operation)
+        return None
+
+    def _reload(self, block: int, sequence_id: int, num_tokens: int) -> int | None:
+        assert self._via is not None
+        saved = self._saved.get(block)
+        if sequence_id in self._broken:
+            return None
+        if saved is not None and restore_range(self._context, saved, sequence_id, num_tokens, via=self._via):
+            return None
+        _log.warning("reload_failed", block=block, tokens=num_tokens)
+        self._broken.add(sequence_id)
+        return block
 
     def _decode(self, chunks: tuple[Chunk, ...]) -> DecodeStatus:
+        if any(chunk.sequence.sequence_id in self._broken for chunk in chunks):
+            return DecodeStatus.INVALID_BATCH  # so that each is looked at alone
         try:
             return self._decode_guarded(chunks)
         except LlamaGuardError:
@@ -150,7 +198,7 @@ class Runner:
         assert sequence_id is not None
         if self._context.num_cached(sequence_id) > chunk.start:
             self._context.remove(sequence_id, chunk.start)
-        is_lost = self._context.num_cached(sequence_id) != chunk.start
+        is_lost = sequence_id in self._broken or self._context.num_cached(sequence_id) != chunk.start
         status = DecodeStatus.OK if is_lost else self._decode((chunk,))
         if is_lost or status is DecodeStatus.NO_KV_SLOT:
             self._num_lost[key] += 1

@@ -6,15 +6,17 @@ of the cells. Pure: no llama, no threads, no clock; time comes in as ``now`` and
 tests drive it by hand.
 
 The step: every decode row first; then chunks of prompts, of the tenant with least virtual time, until the
-token budget is spent. With nobody decoding, prompts take the whole step, of half a second at most.
+token budget is spent. With nobody decoding, prompts take the whole step, of half a second at most. Far into a
+long prompt, where attention is cheaper in tiles, prompts and answers have steps of their own, in turn.
 """
 
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from nexa_runtime.engine.budget import MIN_PREFILL_TOKENS, PrefillBudget
+from nexa_runtime.engine.budget import MIN_PREFILL_TOKENS, PrefillBudget, PromptRows
 from nexa_runtime.engine.fair_queue import Accounts
+from nexa_runtime.engine.host_cache import HostCache
 from nexa_runtime.engine.kv_cache import KvCache
 from nexa_runtime.engine.memory import Memory
 from nexa_runtime.engine.sequence import (
@@ -32,9 +34,6 @@ from nexa_runtime.engine.slots import Slots
 
 PREFILL_WORK = 1.0
 """Work units of a prompt token; those of a decode row are learned (``PrefillBudget.decode_work``)."""
-
-MIN_SHARED_TOKENS = 16
-"""A shorter prefix is not worth waiting for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +65,8 @@ class TenantCounts:
 class Scheduler:
     """``slots``: sequences that run at once. ``step_tokens``: most rows of a step.
 
-    ``itl_target_s``: the inter-token target of running streams, see ``PrefillBudget``.
+    ``itl_target_s``, ``tile_rows``: see ``PrefillBudget``. ``host_cache``: where
+    what has lain idle goes; None: it is dropped. ``max_warm_cells``: see ``Memory``.
     """
 
     def __init__(
@@ -77,17 +77,32 @@ class Scheduler:
         kv_cache: KvCache,
         accounts: Accounts,
         itl_target_s: float | None = None,
+        tile_rows: int | None = None,
+        host_cache: HostCache | None = None,
+        max_warm_cells: int | None = None,
     ) -> None:
         self._step_tokens = step_tokens
         self._kv = kv_cache
+        self._host = host_cache or HostCache(max_bytes=0, cell_bytes=1)
         self._accounts = accounts
         self._slots = Slots(slots, accounts)
         self._alive: dict[int, Sequence] = {}
         self._num_alive: Counter[str] = Counter()
         """The same by tenant; none has zero."""
         self._operations: list[KvOperation] = []
-        self._memory = Memory(kv_cache, self._slots, accounts, self._operations)
-        self._budget = PrefillBudget(step_tokens, itl_target_s)
+        self._memory = Memory(
+            kv_cache,
+            self._slots,
+            accounts,
+            self._operations,
+            host_cache=self._host,
+            max_warm_cells=max_warm_cells,
+        )
+        self._has_ended = False
+        """Whether a sequence has, since residents were last looked at."""
+        self._budget = PrefillBudget(step_tokens, itl_target_s, tile_rows)
+        self._is_prompts_turn = False
+        """Whether the last step was of prompts alone, while answers waited."""
         self._max_rows: int | None = None
         """Set when llama.cpp found no room for a step although nothing was left to give up."""
         self._num_pauses = 0
@@ -114,8 +129,11 @@ class Scheduler:
         """End a living sequence between two steps; what it computed stays resident, unless it failed."""
         self._slots.remove(sequence)
         if sequence.sequence_id is not None:
-            drop = self._kv.drop_sequence if reason is FinishReason.ERROR else self._kv.release
-            self._operations += drop(sequence)
+            if reason is FinishReason.ERROR:
+                self._operations += self._kv.drop(self._kv.holding_of(sequence))
+            else:
+                self._operations += self._kv.release(sequence)
+        self._has_ended = True
         sequence.state = SequenceState.FINISHED
         sequence.finish_reason = reason
         del self._alive[sequence.key]
@@ -138,6 +156,7 @@ class Scheduler:
     def update_share(self, share: TenantShare) -> None:
         """From now on this holds for all that its tenant has here."""
         self._accounts.update(share)
+        self._host.update_share(share)
         for sequence in [*self._alive.values(), *(one.sequence for one in self._kv.holdings())]:
             if sequence.share.tenant_id == share.tenant_id:
                 sequence.share = share
@@ -148,26 +167,28 @@ class Scheduler:
         max_rows = self._max_rows or self._step_tokens
         chunks: dict[int, Chunk] = {}
         decoding = [one for one in self._slots.running if one.is_decoding]
-        for sequence in decoding[:max_rows]:
-            self._plan(sequence, 1, chunks)
-        room = max_rows - len(chunks)
-        budget = min(room, self._budget.tokens() if chunks else self._budget.whole_step())
-        for sequence in self._prefilling():
-            if budget <= 0:
-                break
-            if sequence.sequence_id is not None or self._attach(sequence):
-                # A short rest is not worth another step, which a newcomer would have to wait for.
-                is_nearly_all = sequence.num_pending <= min(budget + MIN_PREFILL_TOKENS, room)
-                count = sequence.num_pending if is_nearly_all else budget
-                planned = self._plan(sequence, count, chunks)
-                budget -= planned
-                room -= planned
+        prefilling = self._prefilling()
+        takes_turns = bool(decoding and prefilling) and self._budget.is_far(prefilling[0].num_computed)
+        self._is_prompts_turn = takes_turns and not self._is_prompts_turn
+        if self._is_prompts_turn:
+            self._plan_prompts(prefilling, self._budget.one_tile(), max_rows, chunks)
+        if not chunks:
+            for sequence in decoding[:max_rows]:
+                self._plan(sequence, 1, chunks)
+            if not takes_turns:
+                rows = self._budget.mixed(len(chunks)) if chunks else self._budget.prompts_alone()
+                self._plan_prompts(prefilling, rows, max_rows - len(chunks), chunks)
+        if self._has_ended:
+            self._has_ended = False
+            self._memory.cool()
         operations = tuple(self._operations)
         self._operations.clear()
         return StepPlan(tuple(chunks.values()), operations) if chunks or operations else None
 
     def commit(self, plan: StepPlan, result: StepResult) -> list[Advance]:
         """Take a step's result in: advance, charge, end what has ended. One ``Advance`` per token or end."""
+        for block in result.unreadable:
+            self._operations += self._host.drop(block)
         if result.is_pool_full:
             return self._relieve(plan)
         self._max_rows = None
@@ -178,7 +199,7 @@ class Scheduler:
                 self.finish(sequence, FinishReason.ERROR)
                 advances.append(Advance(sequence, None, FinishReason.ERROR, error))
             elif sequence.key in result.lost:
-                self._memory.preempt(sequence)
+                self._memory.preempt(sequence, is_sound=False)
             else:
                 sequence.num_computed += chunk.count
                 self._charge(chunk)
@@ -215,7 +236,7 @@ class Scheduler:
     def prefill_tokens(self) -> int | None:
         """How many prompt tokens may ride beside running answers now; None while nobody is answering."""
         has_answers = any(sequence.is_decoding for sequence in self._slots.running)
-        return self._budget.tokens() if has_answers else None
+        return self._budget.mixed(1).wanted if has_answers else None
 
     def forget_residents(self) -> None:
         """The context was emptied: nothing that has ended is there any more."""
@@ -234,6 +255,7 @@ class Scheduler:
         """Assert that no slot, id or cell is lost and that every living sequence can go on. For tests."""
         assert len(self._slots.running) <= self._slots.num_slots
         assert len(self._alive) == len(self._slots.running) + self._slots.num_waiting
+        self._host.check_integrity()
         self._kv.check_integrity(one for one in self._alive.values() if one.sequence_id is not None)
         for sequence in self._alive.values():
             assert sequence.state is not SequenceState.FINISHED
@@ -264,16 +286,22 @@ class Scheduler:
         waiting.sort(key=lambda one: (self._accounts.virtual_time(one.share.tenant_id), one.arrival))
         return waiting
 
-    def _attach(self, sequence: Sequence) -> bool:
-        """Give a sequence its id and the prefix that is there; False while a leader computes more of it."""
-        num_matched = self._kv.match(sequence).num_tokens
-        if self._memory.leader_tokens(sequence, self._leaders()) >= num_matched + MIN_SHARED_TOKENS:
-            return False
-        match = self._memory.make_id(sequence)
-        self._operations += self._kv.attach(sequence, match)
-        if not sequence.num_charged:
-            sequence.num_cached = sequence.num_charged = match.num_tokens
-        return True
+    def _plan_prompts(
+        self, prefilling: list[Sequence], rows: PromptRows, room: int, chunks: dict[int, Chunk]
+    ) -> None:
+        """Plan chunks of prompts, in this order. ``room``: rows that the step still has."""
+        room = min(room, rows.most)
+        budget = min(room, rows.wanted)
+        for sequence in prefilling:
+            if budget <= 0:
+                break
+            if sequence.sequence_id is not None or self._memory.attach(sequence, self._leaders(), chunks):
+                # A short rest is not worth another step, which a newcomer would have to wait for.
+                is_nearly_all = sequence.num_pending <= min(budget + MIN_PREFILL_TOKENS, room)
+                count = sequence.num_pending if is_nearly_all else budget
+                planned = self._plan(sequence, count, chunks)
+                budget -= planned
+                room -= planned
 
     def _leaders(self) -> Iterator[Sequence]:
         """Those that are computing tokens which others may wait for."""

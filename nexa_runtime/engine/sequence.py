@@ -187,7 +187,34 @@ class Truncate:
     num_tokens: int
 
 
-KvOperation = CopyPrefix | Truncate
+@dataclass(frozen=True, slots=True)
+class Offload:
+    """Keep ``num_tokens`` positions of ``sequence_id`` from ``start`` on in host memory, as ``block``."""
+
+    sequence_id: int
+    block: int
+    start: int
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reload:
+    """Let the positions of ``sequence_id`` from ``start`` on be the first ``num_tokens`` of ``block``."""
+
+    block: int
+    sequence_id: int
+    start: int
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """Free ``block`` in host memory."""
+
+    block: int
+
+
+KvOperation = CopyPrefix | Truncate | Offload | Reload | Forget
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +246,7 @@ class StepResult:
 
     ``elapsed_s``: time of the step, in seconds. ``is_pool_full``: llama.cpp found no room for the rows;
     nothing was computed. ``lost``: keys of sequences whose KV cannot be trusted any more; they are computed
-    again.
+    again. ``unreadable``: blocks of host memory that could not be taken back.
     """
 
     elapsed_s: float
@@ -227,6 +254,7 @@ class StepResult:
     failed: dict[int, Exception]
     is_pool_full: bool = False
     lost: frozenset[int] = frozenset()
+    unreadable: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """llama.cpp behind typed, guarded Python: the only room that imports ``llama_cpp``."""
 
 from nexa_runtime.llama.context import (
+    ATTENTION_TILE_ROWS,
     MAX_SEQUENCE_IDS,
     Batch,
     Context,
@@ -12,9 +13,11 @@ from nexa_runtime.llama.embedding import MAX_INPUTS, EmbeddingContext, normalise
 from nexa_runtime.llama.model import Model
 from nexa_runtime.llama.planning import MemoryPlan, free_gpu_bytes, plan_memory
 from nexa_runtime.llama.sampler import Sampler, SamplingParams, sample_greedy
+from nexa_runtime.llama.state import SavedRange, restore_range, save_range
 from nexa_runtime.llama.vocab import Vocab
 
 __all__ = [
+    "ATTENTION_TILE_ROWS",
     "MAX_INPUTS",
     "MAX_SEQUENCE_IDS",
     "Batch",
@@ -26,10 +29,13 @@ __all__ = [
     "Model",
     "Sampler",
     "SamplingParams",
+    "SavedRange",
     "Vocab",
     "free_gpu_bytes",
     "kv_cell_bytes",
     "normalised",
     "plan_memory",
+    "restore_range",
     "sample_greedy",
+    "save_range",
 ]

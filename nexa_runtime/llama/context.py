@@ -23,6 +23,9 @@ from nexa_runtime.llama.vocab import Tokens
 MAX_SEQUENCE_IDS = 256
 """llama.cpp's ``LLAMA_MAX_SEQ``."""
 
+ATTENTION_TILE_ROWS = 64
+"""ggml's ``GGML_FA_TILE_Q``: from so many rows on a processor computes attention in tiles."""
+
 KV_TYPES = {
     "f32": C.GGML_TYPE_F32,
     "f16": C.GGML_TYPE_F16,
@@ -119,14 +122,21 @@ class Batch:
             raise LlamaGuardError(f"sequence id {sequence_id} of {self._num_sequence_ids}")
         if wants_logits and self.num_outputs == self.max_outputs:
             raise LlamaGuardError(f"more than {self.max_outputs} outputs in a batch")
-        # The usual row is a single token: numpy's reductions would cost ten times as much.
-        low, high = (tokens[0], tokens[0]) if count == 1 else (tokens.min(), tokens.max())
+        rows: int | slice = slice(start, end)
+        values: int | Tokens = tokens
+        positions: int | Tokens = position
+        if count == 1:  # the usual case: numpy's slices and reductions would cost three times as much
+            rows, values = start, int(tokens[0])
+            low = high = values
+        else:
+            positions = self._counting[:count] + position
+            low, high = int(tokens.min()), int(tokens.max())
         if position < 0 or low < 0 or high >= self._vocab_size:
             raise LlamaGuardError("a token or position is out of range")
-        self._tokens[start:end] = tokens
-        self._positions[start:end] = position if count == 1 else self._counting[:count] + position
-        self._ids[start:end] = sequence_id
-        self._outputs[start:end] = 0
+        self._tokens[rows] = values
+        self._positions[rows] = positions
+        self._ids[rows] = sequence_id
+        self._outputs[rows] = 0
         if wants_logits:
             self._outputs[end - 1] = 1
             self.num_outputs += 1
@@ -155,6 +165,9 @@ class Context:
             raise LlamaGuardError(counts)
         self.params = params
         self.vocab_size = model.vocab.size
+        self._logits: Logits = np.empty((0, self.vocab_size), dtype=np.float32)
+        self._logits_place = 0, 0
+        """Address and rows of that view, which costs more to make than to look at; they seldom change."""
         raw = C.llama_context_default_params()
         raw.n_ctx = params.num_cells
         raw.n_batch = raw.n_ubatch = params.max_rows
@@ -202,7 +215,11 @@ class Context:
         if not 0 < num_outputs <= self.params.max_outputs:
             raise LlamaGuardError(f"logits of {num_outputs} outputs; at most {self.params.max_outputs}")
         pointer = C.llama_get_logits(self.pointer)
-        return np.ctypeslib.as_array(pointer, shape=(num_outputs, self.vocab_size))
+        place = ctypes.addressof(pointer.contents), num_outputs
+        if place != self._logits_place:
+            self._logits = np.ctypeslib.as_array(pointer, shape=(num_outputs, self.vocab_size))
+            self._logits_place = place
+        return self._logits
 
     def remove(self, sequence_id: int, start: int = 0) -> bool:
         """Free the cells of a sequence from position ``start`` on; False if its memory cannot drop a part."""
@@ -221,6 +238,17 @@ class Context:
         if self.num_cached(target_id):
             raise LlamaGuardError(f"a copy onto sequence id {target_id}, which is not empty")
         C.llama_memory_seq_cp(self._memory, source_id, target_id, 0, num_tokens)
+
+    def copy_range(self, source_id: int, target_id: int, start: int, num_tokens: int) -> None:
+        """Let ``target_id`` share the cells of these positions of ``source_id``; it has none of them itself.
+
+        Unified KV only, as ``copy``.
+        """
+        if not self.params.is_unified:
+            raise LlamaGuardError("a copied range in a split KV cache")
+        for sequence_id in (source_id, target_id):
+            self._check_id(sequence_id)
+        C.llama_memory_seq_cp(self._memory, source_id, target_id, start, start + num_tokens)
 
     def num_cached(self, sequence_id: int) -> int:
         """How many leading positions of a sequence have KV."""

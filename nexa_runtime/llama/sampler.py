@@ -26,17 +26,22 @@ _RANDOM_SEED = 0xFFFFFFFF
 """llama.cpp's ``LLAMA_DEFAULT_SEED``: it would draw a seed of its own."""
 
 _FIRST_THRESHOLD = 14.0
-"""Logits this far below the best one have e^-14 of its probability; widened until the cut is exact."""
+"""Logits this far below the best one have e^-14 of its probability; widened until top-p is exact."""
 
 _LAST_THRESHOLD = 1e4
 """Beyond any logit that is not -inf."""
 
-_LEAST_THRESHOLD = 1e-3
-_MARGIN = 1.25
-_MANY = 8
-"""With so many times more candidates than asked for, the threshold is set anew: to what would have been
-enough, and this margin.
+_LOWEST = np.finfo(np.float32).min
+
+_MARGIN = 0.25
+_MANY = 16
+"""The next row's floor lies so much of the distance from best to last below the last token kept; it is good
+while no more than so many times the tokens wanted lie above it.
 """
+
+_MAX_TABLE_ROWS = 128
+_COLUMNS_PER_CANDIDATE = 16
+"""With columns enough, the best tokens rarely share one; with fewer of them there is less to sort."""
 
 MIN_TEMPERATURE = 1e-5
 
@@ -109,12 +114,13 @@ class Sampler:
         if params.has_penalties:
             for token in prompt[-params.penalty_last_n :]:
                 self.accept(int(token))
-        self._threshold = _FIRST_THRESHOLD
-        """How far below the best logit the last candidates were."""
-        # Whoever keeps every token needs room for all of them, else a few hundred do.
-        self._candidates = np.empty(1024, dtype=_CANDIDATE)
-        self._array = C.llama_token_data_array()
         self._top_k = params.top_k if 0 < params.top_k < vocab_size else 0
+        self._floor = math.inf
+        """What the best tokens of the next row will probably be above."""
+        self._array = C.llama_token_data_array()
+        self._array_reference = ctypes.byref(self._array)
+        # Whoever keeps every token needs room for all of them, else a few hundred do.
+        self._reserve(1024)
         self._chain = _make_chain(params, self._top_k)
 
     def sample(self, row: Logits) -> int:
@@ -125,18 +131,17 @@ class Sampler:
         self._apply_bias(row)
         self._apply_penalties(row)
         if self.params.is_greedy:
-            return _check_finite(row, int(row.argmax()))
-        ids = self._preselect(row, best=float(row[_check_finite(row, int(row.argmax()))]))
-        if len(ids) > len(self._candidates):
-            self._candidates = np.empty(max(len(ids), 2 * len(self._candidates)), dtype=_CANDIDATE)
-        candidates = self._candidates[: len(ids)]
-        candidates["id"] = ids
-        candidates["logit"] = row[ids]
-        candidates["p"] = 0.0
+            return _best_id(row)
+        ids = self._best_ids(row) if self._top_k else self._likely_ids(row)
+        count = len(ids)
+        if count > len(self._ids):
+            self._reserve(max(count, 2 * len(self._ids)))
+        self._ids[:count] = ids
+        self._logits[:count] = row[ids]
         array = self._array
-        array.data = candidates.ctypes.data_as(C.llama_token_data_p)
-        array.size, array.selected, array.sorted = len(ids), -1, False
-        C.llama_sampler_apply(self._chain, ctypes.byref(array))
+        array.data = self._data  # the chain may have pointed it elsewhere
+        array.size, array.selected, array.sorted = count, -1, False
+        C.llama_sampler_apply(self._chain, self._array_reference)
         return int(array.data[array.selected].id)
 
     def accept(self, token: int) -> None:
@@ -177,11 +182,31 @@ class Sampler:
             counts * np.float32(params.frequency_penalty) + np.float32(params.presence_penalty)
         )
 
-    def _preselect(self, row: Logits, best: float) -> Ids:
-        """Ids that can still be chosen; never drops one that the full chain would keep."""
+    def _reserve(self, num_candidates: int) -> None:
+        candidates = np.zeros(num_candidates, dtype=_CANDIDATE)
+        self._ids, self._logits = candidates["id"], candidates["logit"]
+        self._data = candidates.ctypes.data_as(C.llama_token_data_p)
+
+    def _best_ids(self, row: Logits) -> Ids:
+        """As ``best_ids``, but mostly cheaper: rows of one sequence are alike.
+
+        With at least ``top_k`` tokens above the floor, whatever it is, none of those below can be chosen.
+        """
+        is_below = row <= self._floor
+        ids = np.logical_not(is_below, out=is_below).nonzero()[0]  # NaN is among them
+        if self._top_k <= len(ids) <= _MANY * self._top_k:
+            _check_finite(row[ids].max())
+            return ids
+        ids = best_ids(row, self._top_k)
+        ordered = np.sort(row[ids])
+        best, last = float(ordered[-1]), float(ordered[-self._top_k :][0])
+        self._floor = max(last - _MARGIN * (best - last), float(_LOWEST))
+        return ids
+
+    def _likely_ids(self, row: Logits) -> Ids:
+        """Ids that can still be chosen, without top-k; never drops one that the full chain would keep."""
         params = self.params
-        if self._top_k:
-            return self._best_ids(row, best)
+        best = float(row[_best_id(row)])
         if params.top_p < 1.0:
             # The chain's top-p needs the whole mass, so that cut is made here (and the chain leaves it out).
             return _top_p(row, best, params.top_p)
@@ -189,21 +214,33 @@ class Sampler:
             return np.flatnonzero(row >= best + math.log(params.min_p) - 1e-4)
         return np.flatnonzero(row > -np.inf)
 
-    def _best_ids(self, row: Logits, best: float) -> Ids:
-        """The ``top_k`` largest logits and, of those that share the last place, all."""
-        threshold = self._threshold
-        ids = np.flatnonzero(row > best - threshold)
-        while len(ids) < self._top_k and threshold < _LAST_THRESHOLD:
-            threshold *= 1.5
-            ids = np.flatnonzero(row > best - threshold)
-        self._threshold = threshold
-        if len(ids) > _MANY * self._top_k:
-            # The distribution is flat: the next one will be too, and should not cost as much.
-            logits = row[ids]
-            last = np.partition(logits, -self._top_k)[-self._top_k]
-            self._threshold = max(_MARGIN * (best - float(last)), _LEAST_THRESHOLD)
-            ids = ids[logits >= last]
-        return ids
+
+def best_ids(row: Logits, top_k: int) -> Ids:
+    """Ids of the ``top_k`` largest logits, of those that share the last place, and of a few more.
+
+    ``top_k`` from 1 to the row's length. Raises ``DecodeError`` unless the largest logit is finite.
+
+    Reads the whole row once, for the largest logit of each column of a table it is laid out in. At least
+    ``top_k`` logits reach the ``top_k``-th of those maxima: whatever does not is beaten by all of them, and
+    whatever does lies in a column whose maximum does. What fills no row of the table stays as it is.
+    """
+    num_rows = min(max(len(row) // (_COLUMNS_PER_CANDIDATE * top_k), 1), _MAX_TABLE_ROWS)
+    num_columns, num_rest = divmod(len(row), num_rows)
+    num_inside = len(row) - num_rest
+    table = row[:num_inside].reshape(num_rows, num_columns)
+    maxima = np.empty(num_columns + num_rest, dtype=np.float32)
+    np.maximum.reduce(table, axis=0, out=maxima[:num_columns])
+    maxima[num_columns:] = row[num_inside:]
+    ordered = maxima.copy()
+    ordered.partition(len(ordered) - top_k)
+    largest = ordered[-top_k:]  # NaN counts as larger than all
+    _check_finite(largest.max())
+    floor = max(largest[0], _LOWEST)
+    columns = (maxima[:num_columns] >= floor).nonzero()[0]
+    places = (table[:, columns].ravel() >= floor).nonzero()[0]
+    rows = places // len(columns)
+    ids = rows * num_columns + columns[places - rows * len(columns)]
+    return np.concatenate((ids, np.arange(num_inside, len(row)))) if num_rest else ids
 
 
 def _top_p(row: Logits, best: float, top_p: float) -> Ids:
@@ -219,10 +256,16 @@ def _top_p(row: Logits, best: float, top_p: float) -> Ids:
         threshold *= 1.5
 
 
-def _check_finite(row: Logits, token: int) -> int:
-    if not math.isfinite(row[token]):
-        raise DecodeError("no token has a finite logit")
+def _best_id(row: Logits) -> int:
+    token = int(row.argmax())
+    _check_finite(row[token])
     return token
+
+
+def _check_finite(best: np.float32) -> None:
+    """Raise ``DecodeError`` unless the best logit, which is NaN where any is, can be reckoned with."""
+    if not math.isfinite(best):
+        raise DecodeError("no token has a finite logit")
 
 
 def _make_chain(params: SamplingParams, top_k: int) -> object:

@@ -5,6 +5,10 @@ with an error frame, or with the client gone. Whatever happens, the generation i
 
 Deliberate: the status of a stream is withheld until its first token, for ``WITHHOLD_S`` at most, so that a
 refusal is a real status; from then on comments keep the connection alive and a failure is an error frame.
+
+Deliberate: a generation's frames are sent while sse-starlette waits for an item that never comes. It puts a
+cancel scope with a timer around each item, a third of what a token costs the event loop. The comments still
+have one, and by them a client that takes nothing is found.
 """
 
 import asyncio
@@ -31,7 +35,7 @@ KEEP_ALIVE_S = 10.0
 DONE = b"data: [DONE]\n\n"
 """The last frame of a stream that is complete."""
 SEND_TIMEOUT_S = 60.0
-"""A client that takes nothing for so long is gone."""
+"""A client that takes nothing for so long is gone; the clock starts at the next comment that is due."""
 
 # The engine ends every stream itself at shutdown, with an error frame; sse-starlette would cut them first.
 AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
@@ -103,28 +107,39 @@ class _GenerationResponse(EventSourceResponse):
     def __init__(self, generation: Generation, events: AsyncIterator[bytes], headers: dict[str, str]) -> None:
         super().__init__(events, headers=headers, ping=KEEP_ALIVE_S, sep="\n", send_timeout=SEND_TIMEOUT_S)
         self._generation = generation
+        self._events = events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.body_iterator = _sending(self._events, send)
         try:
             await super().__call__(scope, receive, send)
         finally:
             self._generation.close()
 
 
+async def _sending(events: AsyncIterator[bytes], send: Send) -> AsyncIterator[bytes]:
+    """Sends ``events`` and yields nothing; see the module."""
+    async for body in events:
+        await send({"type": "http.response.body", "body": body, "more_body": True})
+    return
+    yield b""  # this is what makes it an iterator
+
+
 async def _events(generation: Generation, writer: Writer, *, wants_usage: bool) -> AsyncIterator[bytes]:
+    """The frames of a stream; what is there at the same time is one piece, and one send."""
     try:
         for index in range(generation.num_choices):
             if (first := writer.first_chunk(index)) is not None:
                 yield frame(first)
         async for batch in generation.deltas():
+            frames = []
             for delta in batch:
                 if delta.text:
-                    yield frame(writer.chunk(delta.index, delta.text))
+                    frames.append(frame(writer.chunk(delta.index, delta.text)))
                 if delta.finish_reason is not None:
-                    yield frame(writer.last_chunk(delta.index, delta.finish_reason))
-        if wants_usage:
-            yield frame(writer.usage_chunk(generation.usage))
-        yield DONE
+                    frames.append(frame(writer.last_chunk(delta.index, delta.finish_reason)))
+            yield b"".join(frames)
+        yield frame(writer.usage_chunk(generation.usage)) + DONE if wants_usage else DONE
     except NexaError as error:
         yield frame(error_body(error))
 

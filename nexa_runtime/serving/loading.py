@@ -14,6 +14,7 @@ from nexa_runtime.engine.budget import MIN_PREFILL_TOKENS
 from nexa_runtime.engine.embedder import EmbeddingLane
 from nexa_runtime.engine.fair_queue import Accounts
 from nexa_runtime.engine.generation_lane import GenerationLane
+from nexa_runtime.engine.host_cache import HostCache
 from nexa_runtime.engine.kv_cache import KvCache, Reuse
 from nexa_runtime.engine.model_engine import ModelEngine
 from nexa_runtime.engine.runner import Runner
@@ -21,6 +22,7 @@ from nexa_runtime.engine.scheduler import Scheduler
 from nexa_runtime.engine.sequence import Tokens
 from nexa_runtime.errors import ConfigError, ModelFileError
 from nexa_runtime.llama import (
+    ATTENTION_TILE_ROWS,
     MAX_SEQUENCE_IDS,
     Context,
     ContextParams,
@@ -29,13 +31,15 @@ from nexa_runtime.llama import (
     SamplingParams,
     kv_cell_bytes,
 )
+from nexa_runtime.llama.tuning import threads_of
+from nexa_runtime.serving.calibration import Calibrator
 from nexa_runtime.serving.library import Library, ModelSource
 from nexa_runtime.serving.loaded import Kind, LoadedModel
 from nexa_runtime.serving.machine import available_memory_bytes, free_memory_bytes, num_usable_cores
 from nexa_runtime.serving.pool import ModelPool
 from nexa_runtime.serving.probe import Prober, Trial
 from nexa_runtime.serving.public_prefixes import read_public_prefixes
-from nexa_runtime.serving.sizing import MIN_CELLS, Need, check_budget, plan_cells
+from nexa_runtime.serving.sizing import MIN_CELLS, Need, check_budget, host_cache_bytes, plan_cells
 from nexa_runtime.store.catalog import Catalog, EngineOptions
 from nexa_runtime.store.store import ModelStore, state_dir, store_root
 from nexa_runtime.telemetry import get_logger
@@ -49,6 +53,11 @@ _MIN_IDS = 32
 next to nothing (64 of them were as fast as 8).
 """
 
+_MAX_WARM_CELLS = 1024
+"""Cells of prefixes that lie idle. On a processor, attention over 4,000 of them makes a step a fifth longer;
+host memory gives 256 tokens back in a millisecond (0.5B shape, two cores).
+"""
+
 _MAX_EMBEDDING_TOKENS = 2048
 """Longest input that a model which also generates embeds: its buffers grow with tokens x vocabulary."""
 
@@ -56,14 +65,23 @@ _log = get_logger("serving.loading")
 
 
 class Loader:
-    """Loads models with the settings of this box. One account per tenant over all of them."""
+    """Loads models with the settings of this box. One account per tenant over all of them.
+
+    ``calibrator``: chooses threads where the settings do not; None: every usable core.
+    """
 
     def __init__(
-        self, settings: ModelSettings, engine_settings: EngineSettings, store: ModelStore, prober: Prober
+        self,
+        settings: ModelSettings,
+        engine_settings: EngineSettings,
+        store: ModelStore,
+        prober: Prober,
+        calibrator: Calibrator | None = None,
     ) -> None:
         self._settings = settings
         self._store = store
         self._prober = prober
+        self._calibrator = calibrator
         self._engine_settings = engine_settings
         self._accounts = Accounts()
 
@@ -89,9 +107,10 @@ class Loader:
             raise ModelFileError(source.paths[0], sentence)
         self._prober.check(source.paths, source.digest, self._trial(source))
 
-    def __call__(self, source: ModelSource, free_bytes: int) -> LoadedModel:
+    def __call__(self, source: ModelSource, free_bytes: int, *, is_quiet: bool = False) -> LoadedModel:
         """Load a source that was tried out, with ``free_bytes`` to spare. Blocks.
 
+        ``is_quiet``: nothing else computes yet, so that its speed can be measured (``Calibrator.tune``).
         Raises ``ModelFileError``, and ``ConfigError`` where the settings do not fit the model.
         """
         start = time.monotonic()
@@ -106,6 +125,8 @@ class Loader:
         except BaseException:
             model.close()
             raise
+        if settings.threads is None and self._calibrator is not None and loaded.context is not None:
+            self._calibrator.tune(model, loaded.context, is_quiet=is_quiet)
         _log.info(
             "model_loaded",
             model=loaded.id,
@@ -115,7 +136,7 @@ class Loader:
             slots=loaded.slots,
             kv_cells=loaded.num_cells,
             max_sequence_tokens=loaded.max_sequence_tokens,
-            threads=_num_threads(settings),
+            threads=_num_threads(settings, loaded.context),
             seconds=round(time.monotonic() - start, 3),
         )
         return loaded
@@ -164,7 +185,8 @@ def open_pool(settings: Settings) -> ModelPool:
     library = Library(settings.model, settings.pool, store, catalog)
     free_bytes = free_memory_bytes(uses_gpu=settings.model.gpu_layers != 0)
     budget_bytes = settings.pool.memory_budget or int(free_bytes * _BUDGET_SHARE)
-    load = Loader(settings.model, settings.engine, store, Prober(state_dir(settings.store)))
+    folder = state_dir(settings.store)
+    load = Loader(settings.model, settings.engine, store, Prober(folder), Calibrator(folder))
     pool = ModelPool(library, load, settings.pool, budget_bytes=budget_bytes)
     source = library.default
     if source is None:
@@ -174,7 +196,7 @@ def open_pool(settings: Settings) -> ModelPool:
         load.try_out(source)
         if settings.pool.memory_budget is not None:
             check_budget(source.id, load.needed_bytes(source), budget_bytes)
-        pool.adopt(source, load(source, budget_bytes))
+        pool.adopt(source, load(source, budget_bytes, is_quiet=True))
     except ModelFileError as error:
         if source.record is None:
             raise
@@ -207,11 +229,19 @@ def _make_loaded(
     if context is not None:
         max_embedding_tokens = min(max_embedding_tokens, _MAX_EMBEDDING_TOKENS)
     embedding = EmbeddingLane(
-        lambda: EmbeddingContext(model, max_tokens=max_embedding_tokens, num_threads=_num_threads(settings)),
+        lambda: EmbeddingContext(
+            model, max_tokens=max_embedding_tokens, num_threads=_num_threads(settings, context)
+        ),
         accounts,
         step_tokens=min(settings.step_tokens, max_embedding_tokens),
     )
-    generation = None if context is None else _make_lane(model, context, accounts, settings)
+    generation = None
+    if context is not None:
+        host_cache = HostCache(
+            max_bytes=host_cache_bytes(settings, context.num_cells * cell_bytes, available_memory_bytes()),
+            cell_bytes=cell_bytes,
+        )
+        generation = _make_lane(model, context, accounts, settings, host_cache)
     template = _make_template(model, options.chat_template)
     public_prefixes = _public_prefixes(model, context, template, settings)
     max_sequence_tokens = 0
@@ -268,7 +298,7 @@ def _context_params(settings: EngineSettings, options: EngineOptions, num_cells:
     is_unified = settings.kv == "unified"
     num_ids = settings.slots
     if is_unified:
-        num_ids = min(max(_IDS_PER_SLOT * settings.slots, _MIN_IDS), MAX_SEQUENCE_IDS)
+        num_ids = min(max(_IDS_PER_SLOT * settings.slots, _MIN_IDS) + 1, MAX_SEQUENCE_IDS)
     return ContextParams(
         num_cells=num_cells,
         num_sequence_ids=num_ids,
@@ -295,16 +325,23 @@ def _kinds(model: Model) -> frozenset[Kind]:
     return frozenset(kinds)
 
 
-def _num_threads(settings: EngineSettings) -> int:
+def _num_threads(settings: EngineSettings, context: Context | None = None) -> int:
+    """Threads for steps of many rows: those of the context, if it was made already."""
+    if context is not None:
+        return threads_of(context).prompt
     return settings.threads or num_usable_cores()
 
 
 def _make_lane(
-    model: Model, context: Context, accounts: Accounts, settings: EngineSettings
+    model: Model, context: Context, accounts: Accounts, settings: EngineSettings, host_cache: HostCache
 ) -> GenerationLane:
     reuse = Reuse.ANY_PREFIX if context.params.is_unified else Reuse.OWN_PREFIX
+    num_ids = context.params.num_sequence_ids
+    via = None
+    if context.params.is_unified:
+        via = num_ids = num_ids - 1
     kv_cache = KvCache(
-        num_ids=context.params.num_sequence_ids,
+        num_ids=num_ids,
         num_cells=context.num_cells,
         reuse=Reuse.WHOLE if model.has_one_state else reuse,
     )
@@ -314,8 +351,11 @@ def _make_lane(
         kv_cache=kv_cache,
         accounts=accounts,
         itl_target_s=None if settings.itl_target_ms is None else settings.itl_target_ms / 1e3,
+        tile_rows=None if model.is_on_gpu else ATTENTION_TILE_ROWS,
+        host_cache=host_cache,
+        max_warm_cells=None if model.is_on_gpu else _MAX_WARM_CELLS,
     )
-    return GenerationLane(runner=Runner(context), scheduler=scheduler, vocab=model.vocab)
+    return GenerationLane(runner=Runner(context, via=via), scheduler=scheduler, vocab=model.vocab)
 
 
 def _make_template(model: Model, override: str | None) -> ChatTemplate:

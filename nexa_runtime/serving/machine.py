@@ -1,13 +1,17 @@
 """What this machine lets the process have: memory and cores.
 
 Owns the questions to the operating system, control groups included, and to llama.cpp about GPUs. It decides
-nothing by the answers; ``loading`` does.
+nothing by the answers; ``loading`` and ``calibration`` do.
 """
 
 import os
+import platform
 from pathlib import Path
 
 from nexa_runtime.llama import free_gpu_bytes
+
+_GROUP = Path("/sys/fs/cgroup")
+_BUSY_PART = 0.25
 
 
 def free_memory_bytes(*, uses_gpu: bool) -> int:
@@ -24,21 +28,57 @@ def available_memory_bytes() -> int:
         available_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     else:
         available_bytes = available * 1024
-    group = Path("/sys/fs/cgroup")
     try:
-        limit = int((group / "memory.max").read_text())
-        used = int((group / "memory.current").read_text())
+        limit = int((_GROUP / "memory.max").read_text())
+        used = int((_GROUP / "memory.current").read_text())
     except (OSError, ValueError):  # no control group, or one without a limit
         return available_bytes
-    reclaimable = _number_after(str(group / "memory.stat"), "file") or 0
+    reclaimable = _number_after(str(_GROUP / "memory.stat"), "file") or 0
     return max(min(available_bytes, limit - used + reclaimable), 0)
 
 
 def num_usable_cores() -> int:
-    """Cores that this process may run on."""
+    """Cores, or hardware threads of them, that this process may keep busy: those it may run on, or what its
+    control group's quota pays for if that is less.
+    """
+    num_cores = len(_usable_cpus())
+    try:
+        quota, period = map(int, (_GROUP / "cpu.max").read_text().split())
+    except (OSError, ValueError):  # no control group, or one without a quota
+        return num_cores
+    return max(min(num_cores, quota // period), 1)
+
+
+def num_physical_cores() -> int:
+    """The same, where the hardware threads of one core count once; all where the system does not say."""
+    cpus = Path("/sys/devices/system/cpu")
+    try:
+        cores = {(cpus / f"cpu{cpu}/topology/thread_siblings_list").read_text() for cpu in _usable_cpus()}
+    except OSError:
+        return num_usable_cores()
+    return min(len(cores), num_usable_cores())
+
+
+def is_busy() -> bool:
+    """Whether in the last minute a good part of the usable cores was taken: what is measured now is slow."""
+    return os.getloadavg()[0] > _BUSY_PART * num_usable_cores()
+
+
+def processor_name() -> str:
+    """The processor's name, or its architecture where the system has no name for it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    parts = (line.partition(":") for line in lines)
+    names = (value.strip() for word, _, value in parts if word.strip() == "model name")
+    return next(names, platform.machine())
+
+
+def _usable_cpus() -> set[int]:
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
 
 
 def _number_after(path: str, word: str) -> int | None:

@@ -15,6 +15,9 @@ MIN_CELLS = 256
 _MEMORY_SHARE = 0.5
 """Part of the free memory that the KV cache may take by default."""
 
+_HOST_CACHE_SHARE = 0.1
+"""Part of the free memory that prefixes without cells may take by default."""
+
 _log = get_logger("serving.sizing")
 
 
@@ -61,3 +64,10 @@ def plan_cells(model: Model, settings: EngineSettings, *, cell_bytes: int, avail
     if affordable < wanted:
         _log.warning("kv_cells_reduced", wanted=wanted, affordable=affordable)
     return min(wanted, affordable)
+
+
+def host_cache_bytes(settings: EngineSettings, kv_bytes: int, available_bytes: int) -> int:
+    """Memory for prefixes that lose their cells: as asked, else as the KV cache, where that much is free."""
+    if settings.host_cache is not None:
+        return settings.host_cache
+    return min(kv_bytes, int(available_bytes * _HOST_CACHE_SHARE))

@@ -1,7 +1,9 @@
 """Where a step's time goes, measured in this process: no server, no sockets, one thread.
 
-Prints one table per question: what a step costs by its rows; how much of it is spent outside llama.cpp; what
-32 tenants cost where one would do; and what admission costs with a thousand tenants.
+Prints one table per question: what a step costs by its rows; how much of it is spent outside llama.cpp, and
+how much of that choosing tokens, which is mostly numpy going over the logits; what 32 tenants cost where one
+would do; and what admission costs with a thousand tenants. The clocks are in these times: about a
+microsecond for each call of llama.cpp and each row.
 
     scripts/bench/profile MODEL [--threads 2] [--slots 8] [--ctx-size 16384] [--only rows,python,tenants]
 """
@@ -14,15 +16,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from nexa_runtime.config import load_settings
+from nexa_runtime.engine import runner
 from nexa_runtime.engine.generation_lane import GenerationRequest
 from nexa_runtime.engine.model_engine import ModelEngine
 from nexa_runtime.engine.sequence import TenantShare
-from nexa_runtime.llama import SamplingParams
+from nexa_runtime.llama import Sampler, SamplingParams
 from nexa_runtime.llama.lib import C
 from nexa_runtime.serving.loaded import LoadedModel
 from nexa_runtime.serving.loading import open_pool
@@ -36,26 +39,54 @@ SAMPLED = SamplingParams(seed=1)
 
 NUM_STEPS = 40
 
-_in_llama_s = 0.0
+
+class Clock:
+    """The seconds spent in some functions, without those that an ``inner`` clock counts meanwhile."""
+
+    def __init__(self, inner: "Clock | None" = None) -> None:
+        self.seconds = 0.0
+        self._inner = inner
+
+    def watch(self, owner: object, name: str) -> None:
+        """From now on count the calls of ``owner``'s function of this name."""
+        function = getattr(owner, name)
+
+        def call(*arguments: Any) -> Any:
+            start = self._now()
+            try:
+                return function(*arguments)
+            finally:
+                self.seconds += self._now() - start
+
+        setattr(owner, name, call)
+
+    def _now(self) -> float:
+        return time.perf_counter() - (self._inner.seconds if self._inner else 0.0)
 
 
-def _clocked(function: Callable[..., Any]) -> Callable[..., Any]:
-    def call(*arguments: Any) -> Any:
-        global _in_llama_s
-        start = time.perf_counter()
-        try:
-            return function(*arguments)
-        finally:
-            _in_llama_s += time.perf_counter() - start
-
-    return call
+LLAMA = Clock()
+CHOICE = Clock(inner=LLAMA)
 
 
-def _clock_llama() -> None:
-    """From now on every call of llama.cpp is timed."""
+def _start_clocks() -> None:
     for name in dir(C):
         if name.startswith("llama_") and hasattr(getattr(C, name), "argtypes"):
-            setattr(C, name, _clocked(getattr(C, name)))
+            LLAMA.watch(C, name)
+    CHOICE.watch(Sampler, "sample")
+    CHOICE.watch(runner, "sample_greedy")
+
+
+class StepTimes(NamedTuple):
+    """Milliseconds of a step: in all, outside llama.cpp, and of these choosing tokens."""
+
+    total: float
+    outside: float
+    choosing: float
+
+
+def medians(steps: list[StepTimes]) -> StepTimes:
+    """Of each kind of time."""
+    return StepTimes(*map(statistics.median, zip(*steps, strict=True)))
 
 
 class Bench:
@@ -91,17 +122,17 @@ class Bench:
             if after[0] == before[0] and after[1] - before[1] == num_rows:
                 return
 
-    def steps(self, num_steps: int = NUM_STEPS) -> tuple[list[float], list[float]]:
-        """Milliseconds of each step: in all, and outside llama.cpp."""
-        total, outside = [], []
+    def steps(self, num_steps: int = NUM_STEPS) -> list[StepTimes]:
+        """Take so many steps."""
+        times = []
         for _ in range(num_steps):
-            in_llama, start = _in_llama_s, time.perf_counter()
+            in_llama, choosing, start = LLAMA.seconds, CHOICE.seconds, time.perf_counter()
             self.engine.step()
             self.engine.take_news()
             elapsed = time.perf_counter() - start
-            total.append(elapsed * 1e3)
-            outside.append((elapsed - (_in_llama_s - in_llama)) * 1e3)
-        return total, outside
+            outside = elapsed - (LLAMA.seconds - in_llama)
+            times.append(StepTimes(elapsed * 1e3, outside * 1e3, (CHOICE.seconds - choosing) * 1e3))
+        return times
 
     @contextmanager
     def decoding(self, num_rows: int, sampling: SamplingParams = GREEDY) -> Iterator[None]:
@@ -118,7 +149,7 @@ def rows(bench: Bench) -> None:
     print("| rows of a step | ms | ms a row |\n|---|---|---|")
     for num_rows in (1, 2, 4, 8):
         with bench.decoding(num_rows):
-            ms = statistics.median(bench.steps()[0])
+            ms = medians(bench.steps()).total
         print(f"| {num_rows} decode | {ms:.1f} | {ms / num_rows:.1f} |")
     for num_rows in (16, 32, 40, 64, 128, 256, 512):
         times = []
@@ -127,7 +158,7 @@ def rows(bench: Bench) -> None:
             elapsed, computed = 0.0, 0
             while computed < num_rows:
                 before = bench.lane.totals.num_prefill_rows
-                elapsed += bench.steps(1)[0][0]
+                elapsed += bench.steps(1)[0].total
                 computed += bench.lane.totals.num_prefill_rows - before
             times.append(elapsed)
             bench.run()
@@ -137,33 +168,31 @@ def rows(bench: Bench) -> None:
 
 def python(bench: Bench) -> None:
     """How much of a step is spent outside llama.cpp."""
-    print("| step | ms | outside llama.cpp, ms |\n|---|---|---|")
+    print("| step | ms | outside llama.cpp, ms | of these choosing tokens |\n|---|---|---|---|")
     for name, sampling in (("greedy", GREEDY), ("sampled", SAMPLED)):
         for num_rows in (1, 8):
             with bench.decoding(num_rows, sampling):
-                total, outside = bench.steps()
-            print(
-                f"| {num_rows} {name} | {statistics.median(total):.2f} | {statistics.median(outside):.3f} |"
-            )
+                ms = medians(bench.steps())
+            print(f"| {num_rows} {name} | {ms.total:.2f} | {ms.outside:.3f} | {ms.choosing:.3f} |")
 
 
 def tenants(bench: Bench) -> None:
     """Eight sequences run, 24 wait, 8 lie in the cache: of one tenant, and of 32."""
     print("| tenants | ms a step of 8 | outside llama.cpp, ms |\n|---|---|---|")
-    medians: dict[int, list[float]] = {1: [], 32: []}
+    totals: dict[int, list[float]] = {1: [], 32: []}
     for _ in range(5):
-        for num_tenants, kept in medians.items():
+        for num_tenants, kept in totals.items():
             for index in range(8):
                 bench.submit(64, 1, tenant=f"t{index % num_tenants}")
             bench.run()
             for index in range(32):
                 bench.submit(16, NUM_STEPS + 8, tenant=f"t{index % num_tenants}")
             bench.run_until_decoding(8)
-            total, outside = bench.steps()
-            kept.append(statistics.median(total))
-            print(f"| {num_tenants} | {kept[-1]:.2f} | {statistics.median(outside):.3f} |")
+            ms = medians(bench.steps())
+            kept.append(ms.total)
+            print(f"| {num_tenants} | {ms.total:.2f} | {ms.outside:.3f} |")
             bench.run()
-    ratio = statistics.median(medians[32]) / statistics.median(medians[1])
+    ratio = statistics.median(totals[32]) / statistics.median(totals[1])
     print(f"\n32 tenants to one: {ratio:.3f}")
 
 
@@ -212,7 +241,7 @@ def main() -> None:
         overrides["NEXA_THREADS"] = options.threads
     settings = load_settings(overrides)
     configure_logging("ERROR")
-    _clock_llama()
+    _start_clocks()
     loaded = open_pool(settings).default
     assert loaded is not None
     for name, part in parts.items():

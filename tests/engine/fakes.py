@@ -4,7 +4,16 @@ import zlib
 from itertools import count
 
 from nexa_runtime.engine.kv_cache import Reuse
-from nexa_runtime.engine.sequence import Sequence, StepPlan, StepResult, Truncate
+from nexa_runtime.engine.sequence import (
+    CopyPrefix,
+    Forget,
+    Offload,
+    Reload,
+    Sequence,
+    StepPlan,
+    StepResult,
+    Truncate,
+)
 
 END = 0
 
@@ -29,6 +38,9 @@ class FakeRunner:
         self.cells: dict[int, list[tuple[int, int]]] = {}
         """Id → its cells, each (number, token); a copied prefix has the same numbers."""
         self._numbers = count()
+        self.saved: dict[int, tuple[int, list[int]]] = {}
+        """Block of host memory → where it begins, and its tokens."""
+        self.num_reloaded = 0
 
     def apply(self, plan: StepPlan) -> None:
         for operation in plan.operations:
@@ -37,12 +49,28 @@ class FakeRunner:
                 if self.reuse is Reuse.WHOLE:  # such a state can only be dropped, or left as it is
                     assert operation.num_tokens in (0, len(cells))
                 del cells[operation.num_tokens :]
-            else:
-                assert self.reuse is Reuse.ANY_PREFIX
-                source = self.cells[operation.source_id]
-                assert operation.num_tokens <= len(source)
-                assert not self.cells.get(operation.target_id)
-                self.cells[operation.target_id] = source[: operation.num_tokens]
+                continue
+            assert self.reuse is Reuse.ANY_PREFIX
+            match operation:
+                case CopyPrefix(source_id, target_id, num_tokens):
+                    source = self.cells[source_id]
+                    assert num_tokens <= len(source)
+                    assert not self.cells.get(target_id)
+                    self.cells[target_id] = source[:num_tokens]
+                case Offload(sequence_id, block, start, num_tokens):
+                    kept = self.cells[sequence_id][start : start + num_tokens]
+                    assert len(kept) == num_tokens
+                    assert block not in self.saved
+                    self.saved[block] = start, [token for _, token in kept]
+                case Reload(block, sequence_id, start, num_tokens):
+                    begin, tokens = self.saved[block]
+                    cells = self.cells.setdefault(sequence_id, [])
+                    assert begin == start == len(cells)
+                    assert num_tokens <= len(tokens)
+                    cells += [(next(self._numbers), token) for token in tokens[:num_tokens]]
+                    self.num_reloaded += num_tokens
+                case Forget(block):
+                    del self.saved[block]
 
     def execute(self, plan: StepPlan, failed: dict[int, Exception] | None = None) -> StepResult:
         self.apply(plan)

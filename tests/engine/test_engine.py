@@ -10,10 +10,12 @@ import pytest
 from nexa_runtime.engine.engine import Engine
 from nexa_runtime.engine.fair_queue import Accounts
 from nexa_runtime.engine.generation_lane import Delta, GenerationLane, GenerationRequest
+from nexa_runtime.engine.host_cache import HostCache
 from nexa_runtime.engine.kv_cache import KvCache
+from nexa_runtime.engine.memory import MIN_SHARED_TOKENS
 from nexa_runtime.engine.model_engine import ModelEngine, News
 from nexa_runtime.engine.runner import Runner
-from nexa_runtime.engine.scheduler import MIN_SHARED_TOKENS, Scheduler
+from nexa_runtime.engine.scheduler import Scheduler
 from nexa_runtime.engine.sequence import FinishReason, TenantShare, Tokens
 from nexa_runtime.errors import DecodeError, LlamaGuardError, ShuttingDownError
 from nexa_runtime.llama import Batch, Context, ContextParams, DecodeStatus, Model, SamplingParams
@@ -59,14 +61,28 @@ class Harness:
     """An engine whose deltas are kept, run step by step or by its thread."""
 
     def __init__(
-        self, model: Model, *, slots: int = 4, step_tokens: int = 128, num_cells: int = 4096
+        self,
+        model: Model,
+        *,
+        slots: int = 4,
+        step_tokens: int = 128,
+        num_cells: int = 4096,
+        host_bytes: int = 0,
+        max_warm_cells: int | None = None,
     ) -> None:
         self.model = model
         ids = 2 * slots
-        self.context = FaultyContext(model, ContextParams(num_cells, ids, step_tokens, ids, 2))
-        self.runner = Runner(self.context)
+        self.context = FaultyContext(model, ContextParams(num_cells, ids + 1, step_tokens, ids + 1, 2))
+        self.runner = Runner(self.context, via=ids)
         cache = KvCache(num_ids=ids, num_cells=self.context.num_cells)
-        self.scheduler = Scheduler(slots=slots, step_tokens=step_tokens, kv_cache=cache, accounts=Accounts())
+        self.scheduler = Scheduler(
+            slots=slots,
+            step_tokens=step_tokens,
+            kv_cache=cache,
+            accounts=Accounts(),
+            host_cache=HostCache(max_bytes=host_bytes, cell_bytes=model.kv_cell_bytes),
+            max_warm_cells=max_warm_cells,
+        )
         self.lane = GenerationLane(runner=self.runner, scheduler=self.scheduler, vocab=model.vocab)
         self.engine = ModelEngine(generation=self.lane, embedding=None)
         self.thread = Engine(self.publish)

@@ -72,7 +72,7 @@ def test_a_partial_match_is_copied_and_its_cells_count_once() -> None:
     cache.grow(second, 1)
     second.num_computed = 3
     cache.check_integrity([first, second])
-    assert cache.drop_sequence(first) == [Truncate(0, 0)]
+    assert cache.drop(cache.holding_of(first)) == [Truncate(0, 0)]
     assert cache.num_free_cells == 97
     cache.check_integrity([second])
 

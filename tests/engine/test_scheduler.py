@@ -4,11 +4,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nexa_runtime.engine.budget import MIN_PREFILL_TOKENS, PrefillBudget
 from nexa_runtime.engine.fair_queue import Accounts
+from nexa_runtime.engine.host_cache import HostCache
 from nexa_runtime.engine.kv_cache import Holding, KvCache, Reuse
 from nexa_runtime.engine.scheduler import Scheduler
 from nexa_runtime.engine.sequence import (
@@ -16,6 +17,7 @@ from nexa_runtime.engine.sequence import (
     Chunk,
     FinishReason,
     KvOperation,
+    Reload,
     Sequence,
     StepPlan,
     StepResult,
@@ -196,22 +198,22 @@ def test_work_is_charged_to_the_tenant_that_caused_it() -> None:
 
 def test_the_budget_learns_what_prompts_cost() -> None:
     budget = PrefillBudget(max_tokens=512)
-    assert budget.tokens() == MIN_PREFILL_TOKENS
+    assert budget.mixed(1).wanted == MIN_PREFILL_TOKENS
     sequence = make_sequence(1, 400)
     prefill = StepPlan((Chunk(sequence, 0, 320, False, False),), ())
     decode = StepPlan((Chunk(sequence, 320, 1, True, True),), ())
     for _ in range(20):
         budget.observe(prefill, 0.320)
         budget.observe(decode, 0.100)
-    assert budget.tokens() == 96
+    assert budget.mixed(1).wanted == 96
     with_target = PrefillBudget(max_tokens=512, target_s=0.300)
     for _ in range(20):
         with_target.observe(prefill, 0.320)
         with_target.observe(decode, 0.100)
-    assert with_target.tokens() == 192
+    assert with_target.mixed(1).wanted == 192
     for _ in range(40):
         budget.observe(decode, 0.005)
-    assert budget.tokens() == MIN_PREFILL_TOKENS
+    assert budget.mixed(1).wanted == MIN_PREFILL_TOKENS
 
 
 SHARES = {
@@ -257,7 +259,9 @@ requests = st.lists(
 )
 
 faults = st.dictionaries(
-    st.integers(0, 40), st.tuples(st.sampled_from(["full", "lost", "failed"]), st.integers(0, 9)), max_size=5
+    st.integers(0, 40),
+    st.tuples(st.sampled_from(["full", "lost", "failed", "unreadable"]), st.integers(0, 9)),
+    max_size=5,
 )
 """Step → what goes wrong, and for which of its chunks."""
 
@@ -287,6 +291,15 @@ def injected(fault: tuple[str, int] | None, plan: StepPlan, runner: FakeRunner) 
         return StepResult(0.01, {}, {}, is_pool_full=True)
     result = runner.execute(plan)
     sequence = plan.chunks[at % len(plan.chunks)].sequence
+    if kind == "unreadable":
+        reload = next((one for one in plan.operations if isinstance(one, Reload)), None)
+        chunk = next(
+            (one for one in plan.chunks if reload and one.sequence.sequence_id == reload.sequence_id), None
+        )
+        if reload is None or chunk is None:
+            return result
+        runner.cells[reload.sequence_id] = []
+        return replace(result, lost=frozenset([chunk.sequence.key]), unreadable=frozenset([reload.block]))
     if kind == "failed":
         return replace(result, failed={sequence.key: DecodeError("made up")})
     assert sequence.sequence_id is not None
@@ -314,19 +327,43 @@ class WatchedCache(KvCache):
 
 
 @pytest.mark.parametrize("reuse", list(Reuse))
-@settings(max_examples=1000, deadline=None)
-@given(requests, st.integers(1, 4), st.integers(36, 80), st.integers(290, 500), faults)
+@settings(max_examples=1000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    requests,
+    st.integers(1, 4),
+    st.integers(36, 80),
+    st.integers(290, 500),
+    faults,
+    st.sampled_from([0, 100, 400]),
+    st.one_of(st.none(), st.integers(0, 100)),
+    st.sampled_from([None, 16]),
+)
 def test_random_schedules_lose_nothing(
+    monkeypatch: pytest.MonkeyPatch,
     reuse: Reuse,
     asked: list[Asked],
     slots: int,
     step_tokens: int,
     num_cells: int,
     fault_at: dict[int, tuple[str, int]],
+    num_host_tokens: int,
+    max_warm_cells: int | None,
+    tile_rows: int | None,
 ) -> None:
+    monkeypatch.setattr("nexa_runtime.engine.host_cache.BLOCK_TOKENS", 16)
+    monkeypatch.setattr("nexa_runtime.engine.budget.FAR_TOKENS", 24)
     num_ids = slots if reuse is Reuse.OWN_PREFIX else 2 * slots
     cache = WatchedCache(num_ids=num_ids, num_cells=num_cells, reuse=reuse)
-    scheduler = Scheduler(slots=slots, step_tokens=step_tokens, kv_cache=cache, accounts=Accounts())
+    host_cache = HostCache(max_bytes=10 * num_host_tokens, cell_bytes=10)
+    scheduler = Scheduler(
+        slots=slots,
+        step_tokens=step_tokens,
+        kv_cache=cache,
+        accounts=Accounts(),
+        tile_rows=tile_rows,
+        host_cache=host_cache,
+        max_warm_cells=max_warm_cells,
+    )
     cache.scheduler = scheduler
     runner = FakeRunner(num_cells, reuse)
     sequences = [one.sequence(key) for key, one in enumerate(asked, start=1)]
@@ -352,6 +389,7 @@ def test_random_schedules_lose_nothing(
     stats = scheduler.stats()
     assert (stats.num_running, stats.num_waiting) == (0, 0)
     assert stats.num_used_cells == runner.num_used()
+    assert host_cache.num_bytes == 10 * sum(len(tokens) for _, tokens in runner.saved.values())
 
 
 def test_a_step_that_only_frees_cells_teaches_the_budget_nothing() -> None:

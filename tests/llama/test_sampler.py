@@ -7,13 +7,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from nexa_runtime.errors import DecodeError
 from nexa_runtime.llama import Sampler, SamplingParams, sample_greedy
 from nexa_runtime.llama.lib import C
+from nexa_runtime.llama.sampler import best_ids
 
 VOCAB = 5000
 PROMPT = np.arange(100, dtype=np.int32)
+
+Row = npt.NDArray[np.float32]
 
 
 def logits(seed: int, scale: float = 3.0) -> npt.NDArray[np.float32]:
@@ -80,6 +85,93 @@ def test_choices_equal_those_of_the_full_chain(params: SamplingParams) -> None:
     for step in range(40):
         token = ours.sample(logits(step))
         assert token == theirs.sample(logits(step))
+        ours.accept(token)
+        theirs.accept(token)
+    ours.close()
+    theirs.close()
+
+
+@st.composite
+def rows(draw: st.DrawFn) -> Row:
+    """Flat or peaked, high or low, with ties, -inf and one or two extremes anywhere."""
+    size = draw(st.one_of(st.integers(1, 300), st.integers(301, 40_000)))
+    random = np.random.default_rng(draw(st.integers(0, 2**32)))
+    row = random.standard_normal(size) * draw(st.sampled_from([0.0, 1e-3, 1.0, 30.0]))
+    row[random.random(size) < draw(st.sampled_from([0.0, 1e-3, 0.1]))] += draw(st.sampled_from([0.0, 20.0]))
+    row += draw(st.sampled_from([0.0, -700.0, 700.0, 1e30]))
+    if draw(st.booleans()):
+        row = np.round(row, draw(st.integers(-1, 1)))
+    row[random.random(size) < draw(st.sampled_from([0.0, 0.5, 0.999, 1.0]))] = -np.inf
+    extremes = st.sampled_from([-np.inf, -3e38, 3e38, np.inf, np.nan, -np.nan])
+    for at, value in draw(st.lists(st.tuples(st.integers(0, size - 1), extremes), max_size=2)):
+        row[at] = value
+    return row.astype(np.float32)
+
+
+@settings(deadline=None, max_examples=500)
+@given(rows(), st.integers(1, 100))
+def test_the_best_tokens_are_those_of_a_full_sort(row: Row, top_k: int) -> None:
+    top_k = min(top_k, len(row))
+    if not np.isfinite(row.max()):
+        with pytest.raises(DecodeError, match="finite"):
+            best_ids(row, top_k)
+        return
+    before = row.copy()
+    ids = best_ids(row, top_k)
+    last = np.sort(row)[-top_k]
+    wanted = np.flatnonzero((row >= last) & (row > -np.inf))
+    assert np.array_equal(row, before)
+    assert np.array_equal(np.unique(ids), ids)
+    assert set(wanted.tolist()) <= set(ids.tolist())
+
+
+@settings(deadline=None, max_examples=200)
+@given(rows(), st.lists(st.tuples(st.floats(-300, 300), st.sampled_from([0.5, 1.0, 1.1]))), st.data())
+def test_what_was_learned_from_other_rows_drops_none_of_the_best(
+    row: Row, changes: list[tuple[float, float]], data: st.DataObject
+) -> None:
+    top_k = data.draw(st.integers(1, 100))
+    sampler = Sampler(SamplingParams(top_k=top_k, seed=1), len(row), PROMPT)
+    top_k = min(top_k, len(row))
+    for shift, scale in [(0.0, 1.0), (0.0, 1.0), *changes]:
+        with np.errstate(over="ignore"):
+            row = (row * np.float32(scale) + np.float32(shift)).astype(np.float32)
+        if not np.isfinite(row.max()):
+            with pytest.raises(DecodeError, match="finite"):
+                sampler.sample(row)
+        elif top_k < len(row):
+            ids = sampler._best_ids(row)
+            wanted = np.flatnonzero((row >= np.sort(row)[-top_k]) & (row > -np.inf))
+            assert np.array_equal(np.unique(ids), ids)
+            assert set(wanted.tolist()) <= set(ids.tolist())
+    sampler.close()
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 100.0])
+def test_little_more_than_the_best_tokens_goes_to_the_chain(scale: float) -> None:
+    for size in (32_000, 50_257, 151_936):
+        row = (np.random.default_rng(1).standard_normal(size) * scale).astype(np.float32)
+        assert 40 <= len(best_ids(row, 40)) < 200
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 2**32), st.lists(st.sampled_from([0.1, 1.0, 5.0]), min_size=1, max_size=12), st.data())
+def test_choices_equal_those_of_the_full_chain_while_the_logits_drift(
+    seed: int, scales: list[float], data: st.DataObject
+) -> None:
+    tokens = st.integers(0, VOCAB - 1)
+    bias = tuple(data.draw(st.dictionaries(tokens, st.sampled_from([-100.0, 1.0, 5.0]), max_size=5)).items())
+    banned = data.draw(st.frozensets(tokens, max_size=5))
+    params = SamplingParams(seed=seed % 1000, repeat_penalty=1.1, logit_bias=bias, banned=banned)
+    ours, theirs = Sampler(params, VOCAB, PROMPT), FullChain(params)
+    random = np.random.default_rng(seed)
+    for scale in scales:
+        row = (random.standard_normal(VOCAB) * scale + random.choice([-300, 0, 300])).astype(np.float32)
+        allowed = row.copy()
+        allowed[list(banned)] = -np.inf
+        token = ours.sample(row)
+        assert row[token] == row[theirs.sample(allowed)]  # of equals, either
+        assert token not in banned
         ours.accept(token)
         theirs.accept(token)
     ours.close()
@@ -157,6 +249,20 @@ def test_logits_without_a_finite_best_are_an_error(temperature: float, value: fl
     sampler = Sampler(SamplingParams(temperature=temperature), VOCAB, PROMPT)
     with pytest.raises(DecodeError, match="finite"):
         sampler.sample(np.full(VOCAB, value, dtype=np.float32))
+    sampler.close()
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.nan, np.inf])
+def test_one_bad_logit_is_an_error_whatever_came_before(value: float) -> None:
+    sampler = Sampler(SamplingParams(seed=1), VOCAB, PROMPT)
+    for at in (0, 2500, VOCAB - 1):
+        row = logits(1)
+        assert 0 <= sampler.sample(row) < VOCAB
+        row[at] = value
+        with pytest.raises(DecodeError, match="finite"):
+            sampler.sample(row)
+    with pytest.raises(DecodeError, match="finite"):
+        sampler.sample(np.full(VOCAB, -np.inf, dtype=np.float32))
     sampler.close()
 
 

@@ -1,5 +1,7 @@
 """The ways a stream ends: finished, stop string, length, disconnect, abort, error, shutdown, timeout."""
 
+import json
+import socket
 import threading
 from typing import Any
 
@@ -157,6 +159,54 @@ def test_comments_keep_a_silent_stream_alive(make_server: Any, monkeypatch: pyte
             assert second.response.status_code == 200
             lines = list(second.response.iter_lines())
     assert any(line.startswith(": ping") for line in lines)
+
+
+def test_a_client_that_takes_nothing_is_dropped(make_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nexa_runtime.server.stream.KEEP_ALIVE_S", 0.2)
+    monkeypatch.setattr("nexa_runtime.server.stream.SEND_TIMEOUT_S", 0.5)
+    server = make_server()
+    server._listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    prompts = {"prompt": ["Hello"] * 8, "stream": True, **LONG}
+    with open_raw(server, "/v1/completions", prompts) as client:
+        assert wait_until(lambda: server.app.dispatcher.num_open == 8)
+        assert wait_until(server.is_idle)
+        answer = b"".join(iter(lambda: client.recv(65536), b""))
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert b'finish_reason":"length' not in answer
+    assert b"[DONE]" not in answer
+
+
+def test_what_is_there_at_the_same_time_is_sent_at_once(server: LiveServer) -> None:
+    body = {
+        "messages": [{"role": "user", "content": "Hello"}],
+        "max_tokens": 1,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    with open_raw(server, "/v1/chat/completions", body) as client:
+        _, answer = b"".join(iter(lambda: client.recv(65536), b"")).split(b"\r\n\r\n", 1)
+    sizes, pieces = answer.split(b"\r\n")[::2], answer.split(b"\r\n")[1::2]
+    assert [int(size, 16) for size in sizes if size] == [len(piece) for piece in pieces]
+    first, text_and_end, usage_and_done, _ = pieces
+    assert [piece.count(b"data: ") for piece in pieces] == [1, 2, 2, 0]
+    assert b'"role":"assistant"' in first
+    assert b'"content":"' in text_and_end
+    assert text_and_end.endswith(b'"finish_reason":"length"}]}\n\n')
+    assert usage_and_done.endswith(b"data: [DONE]\n\n")
+
+
+def open_raw(server: LiveServer, path: str, body: dict[str, Any]) -> socket.socket:
+    """A connection with a small window on which one request was sent, and nothing read."""
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    client.connect(server._listener.getsockname())
+    content = json.dumps(body).encode()
+    client.sendall(
+        f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n"
+        f"Content-Length: {len(content)}\r\n\r\n".encode()
+        + content
+    )
+    return client
 
 
 def test_disconnect_of_a_client_that_does_not_stream(server: LiveServer) -> None:
