@@ -3,9 +3,10 @@
 Owns what was learned of the machine's speed. Pure: measured times come in. The scheduler asks it.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
-from nexa_runtime.engine.sequence import StepPlan
+from nexa_runtime.engine.sequence import Sequence, StepPlan
 
 MIN_PREFILL_TOKENS = 32
 """Prefill's part of a mixed step; prompts never starve. Also the grain of the budget, so that step shapes
@@ -16,8 +17,12 @@ PREFILL_STEP_S = 0.5
 FIRST_STEP_TOKENS = 128
 """The size of a step of prompts alone, until the machine's speed is known."""
 
+TURN_S = 0.75
+"""The longest that answers wait for prompts, where these have steps of their own."""
 FAR_TOKENS = 512
 """From here on attention weighs so much that a prompt is computed in tiles, whoever is answering."""
+FEW_ANSWERS = 2
+"""As many may ride with a prompt: row by row, attention passes over every cell that anyone has."""
 
 DEFAULT_DECODE_WORK = 2.0
 MAX_DECODE_WORK = 8.0
@@ -73,9 +78,26 @@ class PrefillBudget:
         grains = max(1, affordable // MIN_PREFILL_TOKENS)
         return min(grains * MIN_PREFILL_TOKENS, self._max_tokens)
 
-    def is_far(self, num_computed: int) -> bool:
-        """Whether a prompt is so far that it wants steps of whole tiles."""
-        return self._tile_rows is not None and num_computed >= FAR_TOKENS
+    def turn(
+        self, decoding: Collection[Sequence], prefilling: Collection[Sequence]
+    ) -> tuple[int, int] | None:
+        """Where prompts and answers have steps of their own: rows that prompts take in their turn, and steps
+        that answers take in theirs; a step for each tile, or fewer where more wait than are answered.
+
+        Larger turns waste less: what is alike from step to step is not built anew. None: they share steps.
+        """
+        if self._tile_rows is None or self._prefill_token_s is None:
+            return None
+        limit_s = TURN_S if self._target_s is None else self._target_s
+        num_tiles = int(limit_s / self._prefill_token_s) // self._tile_rows
+        is_far = any(one.num_computed >= FAR_TOKENS for one in prefilling)
+        is_cheap_together = not is_far and len(prefilling) <= len(decoding) <= FEW_ANSWERS
+        is_little = sum(one.num_pending for one in prefilling) <= MIN_PREFILL_TOKENS
+        if not num_tiles or is_cheap_together or is_little:
+            return None
+        return num_tiles * self._tile_rows, max(
+            num_tiles * min(len(decoding), len(prefilling)) // len(prefilling), 1
+        )
 
     @property
     def decode_work(self) -> float:
@@ -86,20 +108,18 @@ class PrefillBudget:
             return DEFAULT_DECODE_WORK
         return min(max(self._decode_row_s / self._prefill_token_s, 1.0), MAX_DECODE_WORK)
 
-    def one_tile(self) -> PromptRows:
-        """For a step of a far prompt between two steps of answers."""
-        return PromptRows(self._tile_rows or MIN_PREFILL_TOKENS, self._max_tokens)
-
-    def prompts_alone(self) -> PromptRows:
+    def prompts_alone(self, limit: int | None = None) -> PromptRows:
         """For a step without decode rows: as many as take ``PREFILL_STEP_S``, in whole tiles.
 
-        Whoever arrives meanwhile waits for the step to end, and on a processor larger ones are no faster.
+        ``limit``: what is left of the prompts' turn; then a rest is left for the answers' steps. Whoever
+        arrives meanwhile waits for the step to end, and on a processor larger ones are hardly faster.
         """
-        if self._prefill_token_s is None:
-            return PromptRows(min(FIRST_STEP_TOKENS, self._max_tokens), self._max_tokens)
-        grain = self._tile_rows or 2 * MIN_PREFILL_TOKENS
-        grains = max(round(PREFILL_STEP_S / self._prefill_token_s / grain), 1)
-        return PromptRows(min(grains * grain, self._max_tokens), self._max_tokens)
+        wanted = FIRST_STEP_TOKENS
+        if self._prefill_token_s is not None:
+            grain = self._tile_rows or 2 * MIN_PREFILL_TOKENS
+            wanted = max(round(PREFILL_STEP_S / self._prefill_token_s / grain), 1) * grain
+        most = min(limit or self._max_tokens, self._max_tokens)
+        return PromptRows(min(wanted, most), most)
 
     def observe(self, plan: StepPlan, elapsed_s: float) -> None:
         """Learn from a step's time, in seconds."""

@@ -192,10 +192,16 @@ class KvCache:
         """Take free cells for ``num_tokens`` more tokens of a sequence; there must be as many."""
         assert num_tokens <= self._num_free_cells
         self._num_free_cells -= num_tokens
-        taken = self._free_cells[self._num_free_cells : self._num_free_cells + num_tokens]
-        self._num_holders[taken] = 1
         holding = self.holding_of(sequence)
-        _store(holding, taken)
+        if num_tokens == 1 and holding.num_cells < len(holding.cells):  # as for every token of an answer
+            cell = self._free_cells[self._num_free_cells]
+            self._num_holders[cell] = 1
+            holding.cells[holding.num_cells] = cell
+            holding.num_cells += 1
+        else:
+            taken = self._free_cells[self._num_free_cells : self._num_free_cells + num_tokens]
+            self._num_holders[taken] = 1
+            _store(holding, taken)
         self._touch(holding)
 
     def shrink(self, sequence: Sequence, num_tokens: int) -> list[KvOperation]:

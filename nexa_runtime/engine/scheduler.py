@@ -6,8 +6,8 @@ of the cells. Pure: no llama, no threads, no clock; time comes in as ``now`` and
 tests drive it by hand.
 
 The step: every decode row first; then chunks of prompts, of the tenant with least virtual time, until the
-token budget is spent. With nobody decoding, prompts take the whole step, of half a second at most. Far into a
-long prompt, where attention is cheaper in tiles, prompts and answers have steps of their own, in turn.
+token budget is spent. With nobody decoding, prompts take the whole step, of half a second at most. Where
+prompts and answers are cheaper apart they take turns, each in steps of their own.
 """
 
 from collections import Counter
@@ -101,8 +101,10 @@ class Scheduler:
         self._has_ended = False
         """Whether a sequence has, since residents were last looked at."""
         self._budget = PrefillBudget(step_tokens, itl_target_s, tile_rows)
-        self._is_prompts_turn = False
-        """Whether the last step was of prompts alone, while answers waited."""
+        self._turn_rows = 0
+        """Rows that prompts may still take before it is the answers' turn."""
+        self._turn_steps = 0
+        """Steps that answers may take then."""
         self._max_rows: int | None = None
         """Set when llama.cpp found no room for a step although nothing was left to give up."""
         self._num_pauses = 0
@@ -168,16 +170,21 @@ class Scheduler:
         chunks: dict[int, Chunk] = {}
         decoding = [one for one in self._slots.running if one.is_decoding]
         prefilling = self._prefilling()
-        takes_turns = bool(decoding and prefilling) and self._budget.is_far(prefilling[0].num_computed)
-        self._is_prompts_turn = takes_turns and not self._is_prompts_turn
-        if self._is_prompts_turn:
-            self._plan_prompts(prefilling, self._budget.one_tile(), max_rows, chunks)
+        turn = None
+        if decoding and prefilling:
+            turn = self._budget.turn(decoding, prefilling)
+        if turn is not None and self._turn_rows > 0:
+            rows = self._budget.prompts_alone(self._turn_rows)
+            self._turn_rows -= self._plan_prompts(prefilling, rows, max_rows, chunks)
         if not chunks:
             for sequence in decoding[:max_rows]:
                 self._plan(sequence, 1, chunks)
-            if not takes_turns:
+            if turn is None:
                 rows = self._budget.mixed(len(chunks)) if chunks else self._budget.prompts_alone()
                 self._plan_prompts(prefilling, rows, max_rows - len(chunks), chunks)
+            self._turn_steps -= 1
+            if turn is None or self._turn_steps <= 0:
+                self._turn_rows, self._turn_steps = turn or (0, 0)
         if self._has_ended:
             self._has_ended = False
             self._memory.cool()
@@ -267,7 +274,7 @@ class Scheduler:
 
     def _fill_slots(self, now: float) -> None:
         """Make every change that is due and fits."""
-        while self._change_slots(now):
+        while self._slots.num_waiting and self._change_slots(now):
             pass
 
     def _change_slots(self, now: float) -> bool:
@@ -288,9 +295,9 @@ class Scheduler:
 
     def _plan_prompts(
         self, prefilling: list[Sequence], rows: PromptRows, room: int, chunks: dict[int, Chunk]
-    ) -> None:
-        """Plan chunks of prompts, in this order. ``room``: rows that the step still has."""
-        room = min(room, rows.most)
+    ) -> int:
+        """Plan chunks of prompts, in this order; their rows. ``room``: rows that the step still has."""
+        room = most = min(room, rows.most)
         budget = min(room, rows.wanted)
         for sequence in prefilling:
             if budget <= 0:
@@ -302,6 +309,7 @@ class Scheduler:
                 planned = self._plan(sequence, count, chunks)
                 budget -= planned
                 room -= planned
+        return most - room
 
     def _leaders(self) -> Iterator[Sequence]:
         """Those that are computing tokens which others may wait for."""
