@@ -90,7 +90,8 @@ class PrefillBudget:
             return None
         limit_s = TURN_S if self._target_s is None else self._target_s
         is_far = any(one.num_computed >= FAR_TOKENS for one in prefilling)
-        num_tiles = max(int(limit_s / self._prefill_token_s) // self._tile_rows, int(is_far))
+        # Far into a prompt a tile takes ever longer, which what was learned of earlier ones does not tell.
+        num_tiles = 1 if is_far else int(limit_s / self._prefill_token_s) // self._tile_rows
         is_cheap_together = not is_far and len(prefilling) <= len(decoding) <= FEW_ANSWERS
         is_little = sum(one.num_pending for one in prefilling) <= MIN_PREFILL_TOKENS
         if not num_tiles or is_cheap_together or is_little:
