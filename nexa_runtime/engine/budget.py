@@ -89,12 +89,14 @@ class PrefillBudget:
         if self._tile_rows is None or self._prefill_token_s is None:
             return None
         limit_s = TURN_S if self._target_s is None else self._target_s
-        is_far = any(one.num_computed >= FAR_TOKENS for one in prefilling)
-        # Far into a prompt a tile takes ever longer, which what was learned of earlier ones does not tell.
-        num_tiles = 1 if is_far else int(limit_s / self._prefill_token_s) // self._tile_rows
-        is_cheap_together = not is_far and len(prefilling) <= len(decoding) <= FEW_ANSWERS
-        is_little = sum(one.num_pending for one in prefilling) <= MIN_PREFILL_TOKENS
-        if not num_tiles or is_cheap_together or is_little:
+        num_pending = sum(one.num_pending for one in prefilling)
+        if any(one.num_computed >= FAR_TOKENS for one in prefilling):
+            # A tile takes ever longer there, which what was learned does not tell; a rest takes longer still.
+            rows = self._tile_rows if num_pending >= self._tile_rows else MIN_PREFILL_TOKENS
+            return rows, 1
+        num_tiles = round(limit_s / self._prefill_token_s / self._tile_rows)
+        is_cheap_together = len(prefilling) <= len(decoding) <= FEW_ANSWERS
+        if not num_tiles or is_cheap_together or num_pending <= MIN_PREFILL_TOKENS:
             return None
         return num_tiles * self._tile_rows, max(
             num_tiles * min(len(decoding), len(prefilling)) // len(prefilling), 1

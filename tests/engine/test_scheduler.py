@@ -441,3 +441,76 @@ def test_no_room_although_the_books_say_so_is_tried_with_fewer_rows_and_then_end
     scheduler.commit(plan, StepResult(0.01, {}, {}, is_pool_full=True))
     drain(scheduler, runner)
     assert new_tokens(other) == alone(other)
+
+
+def taught(scheduler: Scheduler, *, token_s: float) -> None:
+    """Let the budget believe that a prompt token takes so long."""
+    sequence = make_sequence(999, 400)
+    scheduler._budget.observe(StepPlan((Chunk(sequence, 0, 100, False, False),), ()), 100 * token_s)
+
+
+def shapes(scheduler: Scheduler, runner: FakeRunner, count: int) -> list[tuple[int, int]]:
+    """Rows of answers and of prompts in the next steps."""
+    seen = []
+    for _ in range(count):
+        plan = scheduler.schedule(0.0)
+        assert plan is not None
+        seen.append((plan.num_decode_rows, plan.num_rows - plan.num_decode_rows))
+        result = runner.execute(plan)
+        scheduler.commit(plan, replace(result, elapsed_s=0.005 * plan.num_rows))
+    return seen
+
+
+def make_tiled(
+    slots: int, *, answers: int, itl_target_s: float | None = None
+) -> tuple[Scheduler, FakeRunner]:
+    """A processor's scheduler, with so many answers running."""
+    cache = KvCache(num_ids=2 * slots, num_cells=20_000)
+    scheduler = Scheduler(
+        slots=slots,
+        step_tokens=512,
+        kv_cache=cache,
+        accounts=Accounts(),
+        tile_rows=64,
+        itl_target_s=itl_target_s,
+    )
+    for key in range(1, answers + 1):
+        scheduler.add(make_sequence(key, 8, max_new=1000), 0.0)
+    runner = FakeRunner(is_thorough=False)
+    shapes(scheduler, runner, 1)
+    taught(scheduler, token_s=0.005)
+    return scheduler, runner
+
+
+def test_many_answers_and_a_prompt_take_turns() -> None:
+    scheduler, runner = make_tiled(8, answers=7)
+    scheduler.add(make_sequence(20, 300), 0.0)
+    seen = shapes(scheduler, runner, 9)
+    assert [one for one in seen if one[1]] == [(0, 128), (0, 128), (0, 44)]
+    assert all(one in ((7, 0), (8, 0)) for one in seen if not one[1])
+
+
+def test_prompts_get_larger_turns_where_more_wait_than_are_answered() -> None:
+    scheduler, runner = make_tiled(8, answers=1)
+    for key in range(20, 24):
+        scheduler.add(make_sequence(key, 400), 0.0)
+    assert shapes(scheduler, runner, 5) == [(1, 0), (0, 128), (1, 0), (0, 128), (1, 0)]
+
+
+def test_few_answers_share_a_step_below_a_tile_until_the_prompt_is_far() -> None:
+    scheduler, runner = make_tiled(2, answers=1)
+    scheduler.add(make_sequence(20, 700), 0.0)
+    seen = shapes(scheduler, runner, 16)
+    near = [one for one in seen if one[0] and one[1]]
+    assert near[:8] == [(1, 59)] * 8
+    assert (0, 64) in seen
+    assert all(sum(one) <= 64 for one in seen)
+
+
+def test_a_target_bounds_the_turn() -> None:
+    scheduler, runner = make_tiled(8, answers=7, itl_target_s=0.4)
+    scheduler.add(make_sequence(20, 300), 0.0)
+    assert max(one[1] for one in shapes(scheduler, runner, 9)) == 64
+    impatient, runner = make_tiled(8, answers=7, itl_target_s=0.1)
+    impatient.add(make_sequence(20, 300), 0.0)
+    assert max(one[1] for one in shapes(impatient, runner, 9)) == MIN_PREFILL_TOKENS - 3
