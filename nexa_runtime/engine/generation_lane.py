@@ -131,8 +131,12 @@ class GenerationLane:
             queue_timeout_s=request.queue_timeout_s,
         )
         self.runner.open(sequence, request.sampling)
+        try:
+            self.scheduler.add(sequence, time.monotonic())
+        except ValueError:
+            self.runner.close(sequence)
+            raise
         self._live[key] = sequence, Detokenizer(self._vocab.pieces, request.stops)
-        self.scheduler.add(sequence, time.monotonic())
 
     def abort(self, key: int, emit: Emit) -> None:
         """End a sequence, if it lives."""
@@ -183,6 +187,7 @@ class GenerationLane:
             preemptions=stats.num_preemptions,
             evictions=stats.num_evictions,
             pauses=stats.num_pauses,
+            host_cache_mb=round(stats.num_host_bytes / 1e6, 1),
         )
 
     def _take_advance(self, advance: Advance, emit: Emit) -> None:

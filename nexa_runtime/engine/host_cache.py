@@ -6,15 +6,20 @@ compares tokens. Pure: it decides and counts, ``engine/runner`` moves the bytes.
 ids. ``scheduler`` and ``memory`` call it.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import count
+
+import numpy as np
 
 from nexa_runtime.engine.kv_cache import Holding, common_prefix
 from nexa_runtime.engine.sequence import Forget, KvOperation, Offload, Reload, Sequence, TenantShare, Tokens
 
 BLOCK_TOKENS = 256
 MAX_BLOCKS = 1024
-"""Few enough to be compared one by one."""
+"""Few enough to be compared one by one; a quarter of a million tokens."""
+MIN_TOKENS = 16
+"""A shorter prefix is not worth a block."""
 
 
 @dataclass(slots=True)
@@ -35,10 +40,14 @@ class _Block:
 
 @dataclass(frozen=True, slots=True)
 class HostMatch:
-    """The longest prefix of a sequence that lies in host memory. ``blocks``: (number, tokens used of it)."""
+    """The longest prefix of a sequence that lies in host memory. ``blocks``: (number, tokens used of it).
+
+    ``num_saved``: where its last block ends.
+    """
 
     blocks: tuple[tuple[int, int], ...]
     num_tokens: int
+    num_saved: int
 
 
 class HostCache:
@@ -53,8 +62,6 @@ class HostCache:
         self._numbers = count(1)
         self._num_tokens = 0
         self._uses = 0
-        self.num_reloaded_tokens = 0
-        """Tokens that were taken back so far."""
 
     @property
     def is_on(self) -> bool:
@@ -68,7 +75,7 @@ class HostCache:
 
     def match(self, sequence: Sequence) -> HostMatch:
         """The longest prefix of ``sequence`` in its namespace, all but its last known token at most."""
-        blocks, start, limit = [], 0, sequence.num_known - 1
+        blocks, start, end, limit = [], 0, 0, sequence.num_known - 1
         block = self._roots.get(sequence.cache_namespace)
         while block is not None and start < limit:
             block, common = _closest(block, sequence.tokens(start, min(BLOCK_TOKENS, limit - start)))
@@ -76,10 +83,11 @@ class HostCache:
                 break
             self._touch(block)
             blocks.append((block.number, common))
+            end = start + len(block.tokens)
             start += common
             if common < BLOCK_TOKENS:
                 break
-        return HostMatch(tuple(blocks), start)
+        return HostMatch(tuple(blocks), start, end)
 
     def whole_blocks(self, num_tokens: int) -> int:
         """The last end of a block within so many tokens: what is taken back goes on there."""
@@ -96,28 +104,30 @@ class HostCache:
             num_tokens = min(common, end - start)
             if start >= sequence.num_computed and num_tokens > 0:
                 operations.append(Reload(number, sequence.sequence_id, start, num_tokens))
-                self.num_reloaded_tokens += num_tokens
         return operations
 
     def offload(self, holding: Holding) -> list[KvOperation]:
         """Keep what an id holds, as far as it is computed, not kept already, and finds room."""
         sequence, operations = holding.sequence, list[KvOperation]()
-        block = self._roots.get(sequence.cache_namespace)
-        if block is None:
-            block = _Block(0, None, sequence.tokens(0, 0), sequence.share)
-            self._roots[sequence.cache_namespace] = block
+        namespace = sequence.cache_namespace
+        block = root = self._roots.setdefault(
+            namespace, _Block(0, None, np.empty(0, np.int32), sequence.share)
+        )
         for start in range(0, holding.num_ready, BLOCK_TOKENS):
             tokens = sequence.tokens(start, min(BLOCK_TOKENS, holding.num_ready - start))
             known, common = _closest(block, tokens)
             if known is None or common < len(tokens):
-                if known is not None and common == len(known.tokens):
-                    operations.append(self._forget(known))  # the new one has all of it, and more
-                if not self._make_room(len(tokens), block, operations):
+                is_too_short = holding.num_ready < MIN_TOKENS
+                if is_too_short or not self._make_room(len(tokens), block, sequence.share, operations):
                     break
+                if known is not None and common == len(known.tokens) and known.number in self._blocks:
+                    operations.append(self._forget(known))  # the new one has all of it, and more
                 known = self._add(block, tokens, sequence.share)
                 operations.append(Offload(holding.sequence_id, known.number, start, len(tokens)))
             self._touch(known)
             block = known
+        if not root.children:
+            del self._roots[namespace]
         return operations
 
     def drop(self, number: int) -> list[KvOperation]:
@@ -155,23 +165,31 @@ class HostCache:
             waiting += block.children
         assert reached == set(self._blocks)
 
-    def _make_room(self, num_tokens: int, parent: _Block, operations: list[KvOperation]) -> bool:
-        """Forget what must go for a block that is to hang on ``parent``; False if that is not enough."""
+    def _make_room(
+        self, num_tokens: int, parent: _Block, share: TenantShare, operations: list[KvOperation]
+    ) -> bool:
+        """Forget what must go for a block that is to hang on ``parent``; False if that is not enough, or
+        would cost a tenant that has less for its weight than this one then.
+        """
         keep = set[int]()
         block: _Block | None = parent
         while block is not None:
             keep.add(block.number)
             block = block.parent
         while self._num_tokens + num_tokens > self._max_tokens or len(self._blocks) >= MAX_BLOCKS:
-            victim = self._victim(keep)
-            if victim is None:
+            held = self.tenant_bytes()
+            mine = held.get(share.tenant_id, 0) + num_tokens * self._cell_bytes
+            victim = self._victim(keep, held)
+            if victim is None or (
+                victim.share.tenant_id != share.tenant_id
+                and held[victim.share.tenant_id] / victim.share.weight < mine / share.weight
+            ):
                 return False
             operations.append(self._forget(victim))
         return True
 
-    def _victim(self, keep: set[int]) -> _Block | None:
+    def _victim(self, keep: set[int], held: Mapping[str, int]) -> _Block | None:
         """The least recently used end of a prefix, of the tenant that has most for its weight."""
-        held = self.tenant_bytes()
         ends = [one for one in self._blocks.values() if not one.children and one.number not in keep]
         return min(
             ends, key=lambda one: (-held[one.share.tenant_id] / one.share.weight, one.last_used), default=None

@@ -41,7 +41,9 @@ class Memory:
     ) -> None:
         self._kv = kv_cache
         self._host = host_cache
-        self._max_warm_cells = max_warm_cells if host_cache.is_on else None
+        self._keeps = host_cache.is_on and kv_cache.is_shared
+        """Whether what loses its cells goes to host memory."""
+        self._max_warm_cells = max_warm_cells if self._keeps else None
         self._slots = slots
         self._accounts = accounts
         self._operations = operations
@@ -129,15 +131,16 @@ class Memory:
             sequence.num_cached = sequence.num_charged = sequence.num_computed
         return True
 
-    def cool(self) -> None:
-        """Move what has lain idle to host memory: attention passes over every cell that is held."""
-        if self._max_warm_cells is None:
-            return
-        while self._kv.num_resident_cells() > self._max_warm_cells:
-            residents = self._kv.above_floors()
-            if not residents:
-                break
-            self._evict(min(residents, key=lambda one: one.last_used))
+    def cool(self) -> bool:
+        """Move what has lain idle longest to host memory, one resident at a time: attention passes over every
+        cell that is held. False when there is nothing to move.
+        """
+        if self._max_warm_cells is None or self._kv.num_resident_cells() <= self._max_warm_cells:
+            return False
+        residents = [one for one in self._kv.above_floors() if self._kv.num_reclaimable([one])]
+        if residents:
+            self._give_back(min(residents, key=lambda one: one.last_used), is_sound=True)
+        return bool(residents)
 
     def leader_tokens(self, sequence: Sequence, leaders: Iterable[Sequence]) -> int:
         """How many of the next tokens of ``sequence`` the ``leaders`` know too: they compute them first."""
@@ -197,23 +200,26 @@ class Memory:
     def _reload(self, sequence: Sequence, planned: dict[int, Chunk]) -> None:
         """Take what host memory has more of a sequence than its id has back into cells."""
         num_kept = self._host.whole_blocks(sequence.num_computed)
+        # llama.cpp takes a block back whole, even where a part of it is wanted.
+        count = self.make_room(sequence, self._host.match(sequence).num_saved - num_kept, planned)
+        match = self._host.match(sequence)  # to make room may have cost host memory some
+        end = match.num_tokens
+        if num_kept + count < match.num_saved:
+            end = self._host.whole_blocks(min(num_kept + count, end))
+        if not count or end < sequence.num_computed + MIN_SHARED_TOKENS:
+            return
         if num_kept < sequence.num_computed:
             self._operations += self._kv.shrink(sequence, num_kept)
             sequence.num_computed = num_kept
-        wanted = self._host.match(sequence).num_tokens - num_kept
-        count = self.make_room(sequence, wanted, planned)
-        if count:
-            match = self._host.match(sequence)  # to make room may have cost host memory some
-            end = min(num_kept + count, match.num_tokens)
-            self._operations += self._host.reload(sequence, match, end)
-            self._kv.grow(sequence, max(end - num_kept, 0))
-            sequence.num_computed = max(end, num_kept)
+        self._operations += self._host.reload(sequence, match, end)
+        self._kv.grow(sequence, end - num_kept)
+        sequence.num_computed = end
 
     def _evict(self, holding: Holding) -> None:
         self._give_back(holding, is_sound=True)
         self.num_evictions += 1
 
     def _give_back(self, holding: Holding, *, is_sound: bool) -> None:
-        if is_sound and self._host.is_on and self._kv.is_shared:
+        if is_sound and self._keeps:
             self._operations += self._host.offload(holding)
         self._operations += self._kv.drop(holding)

@@ -85,8 +85,8 @@ class Runner:
 
     def execute(self, plan: StepPlan) -> StepResult:
         """Free what is to be freed, compute the chunks, sample. Never raises for what one sequence did."""
-        start = time.perf_counter()
         unreadable = {block for one in plan.operations if (block := self._apply(one)) is not None}
+        start = time.perf_counter()  # what it costs to move KV says nothing about rows
         tokens: dict[int, int] = {}
         failed: dict[int, Exception] = {}
         lost: set[int] = set()
@@ -122,17 +122,24 @@ class Runner:
                 else:
                     self._context.copy(source_id, target_id, num_tokens)
             case Offload(sequence_id, block, start, num_tokens):
-                assert self._via is not None
-                if sequence_id not in self._broken:
-                    self._saved[block] = save_range(
-                        self._context, sequence_id, start, num_tokens, via=self._via
-                    )
+                return self._offload(block, sequence_id, start, num_tokens)
             case Reload(block, sequence_id, _, num_tokens):
                 return self._reload(block, sequence_id, num_tokens)
             case Forget(block):
                 self._saved.pop(block, None)
             case _:
                 assert_never(operation)
+        return None
+
+    def _offload(self, block: int, sequence_id: int, start: int, num_tokens: int) -> int | None:
+        assert self._via is not None
+        if sequence_id in self._broken:
+            return block
+        try:
+            self._saved[block] = save_range(self._context, sequence_id, start, num_tokens, via=self._via)
+        except (NexaError, MemoryError) as error:  # it is computed again, should it be wanted
+            _log.warning("offload_failed", block=block, tokens=num_tokens, reason=str(error))
+            return block
         return None
 
     def _reload(self, block: int, sequence_id: int, num_tokens: int) -> int | None:
@@ -144,7 +151,7 @@ class Runner:
             return None
         _log.warning("reload_failed", block=block, tokens=num_tokens)
         self._broken.add(sequence_id)
-        return block
+        return block if saved is None or not saved.is_sound else None
 
     def _decode(self, chunks: tuple[Chunk, ...]) -> DecodeStatus:
         if any(chunk.sequence.sequence_id in self._broken for chunk in chunks):

@@ -5,7 +5,7 @@ of the cells. Pure: no llama, no threads, no clock; time comes in as ``now`` and
 (``schedule``) and updates (``commit``); it never touches the engine's C side. ``generation_lane`` calls it,
 tests drive it by hand.
 
-The step: every decode row first; then chunks of prompts, of the tenant with least virtual time, until the
+The step: every decode row first, then chunks of prompts, of the tenant with least virtual time, until the
 token budget is spent. With nobody decoding, prompts take the whole step, of half a second at most. Where
 prompts and answers are cheaper apart they take turns, each in steps of their own.
 """
@@ -23,6 +23,7 @@ from nexa_runtime.engine.sequence import (
     Advance,
     Chunk,
     FinishReason,
+    Forget,
     KvOperation,
     Sequence,
     SequenceState,
@@ -38,8 +39,8 @@ PREFILL_WORK = 1.0
 
 @dataclass(frozen=True, slots=True)
 class SchedulerStats:
-    """A snapshot: sequences running, waiting and, of these, paused; ids and cells held; and what memory
-    pressure and fairness have cost so far.
+    """A snapshot: sequences running, waiting and, of these, paused; ids and cells held; what memory
+    pressure and fairness have cost so far; and what lies in host memory.
     """
 
     num_running: int = 0
@@ -50,6 +51,7 @@ class SchedulerStats:
     num_preemptions: int = 0
     num_evictions: int = 0
     num_pauses: int = 0
+    num_host_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,8 +188,7 @@ class Scheduler:
             if turn is None or self._turn_steps <= 0:
                 self._turn_rows, self._turn_steps = turn or (0, 0)
         if self._has_ended:
-            self._has_ended = False
-            self._memory.cool()
+            self._has_ended = self._memory.cool()
         operations = tuple(self._operations)
         self._operations.clear()
         return StepPlan(tuple(chunks.values()), operations) if chunks or operations else None
@@ -227,6 +228,7 @@ class Scheduler:
             num_preemptions=self._memory.num_preemptions,
             num_evictions=self._memory.num_evictions,
             num_pauses=self._num_pauses,
+            num_host_bytes=self._host.num_bytes,
         )
 
     def tenant_counts(self) -> dict[str, TenantCounts]:
@@ -247,6 +249,7 @@ class Scheduler:
 
     def forget_residents(self) -> None:
         """The context was emptied: nothing that has ended is there any more."""
+        self._operations[:] = [one for one in self._operations if isinstance(one, Forget)]
         for holding in [one for one in self._kv.holdings() if one.is_resident]:
             self._operations += self._kv.drop(holding)
 

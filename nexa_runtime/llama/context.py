@@ -255,6 +255,11 @@ class Context:
         self._check_id(sequence_id)
         return int(C.llama_memory_seq_pos_max(self._memory, sequence_id)) + 1
 
+    def first_cached(self, sequence_id: int) -> int:
+        """The first position of a sequence that every layer has KV of; -1 where there is none."""
+        self._check_id(sequence_id)
+        return int(C.llama_memory_seq_pos_min(self._memory, sequence_id))
+
     def request_abort(self) -> None:
         """Make a running ``decode`` return soon (CPU only). Any thread; for shutdown, it ends everyone's
         step.

@@ -36,13 +36,15 @@ class SavedRange:
 def save_range(context: Context, sequence_id: int, start: int, num_tokens: int, *, via: int) -> SavedRange:
     """Copy a range of a sequence's KV. ``via``: an id that is empty, before and after.
 
-    Raises ``LlamaGuardError`` when the sequence has not so many positions.
+    Raises ``LlamaGuardError`` when the sequence has not all of these positions.
     """
     _check(context, via)
     if not 0 <= start < start + num_tokens <= context.num_cached(sequence_id):
         raise LlamaGuardError(f"positions {start} to {start + num_tokens} of sequence id {sequence_id}")
     context.copy_range(sequence_id, via, start, num_tokens)
     try:
+        if context.first_cached(via) != start:  # a sliding window may have lost some
+            raise LlamaGuardError(f"sequence id {sequence_id} has no position {start} any more")
         data = np.empty(C.llama_state_seq_get_size(context.pointer, via), dtype=np.uint8)
         size = C.llama_state_seq_get_data(context.pointer, _bytes(data), len(data), via)
     finally:

@@ -12,8 +12,8 @@ have one, and by them a client that takes nothing is found.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import aclosing, asynccontextmanager
 from typing import Protocol, TypeVar
 
 import orjson
@@ -104,7 +104,9 @@ async def stream(
 class _GenerationResponse(EventSourceResponse):
     """Closes the generation even when the client leaves before the first event was asked for."""
 
-    def __init__(self, generation: Generation, events: AsyncIterator[bytes], headers: dict[str, str]) -> None:
+    def __init__(
+        self, generation: Generation, events: AsyncGenerator[bytes], headers: dict[str, str]
+    ) -> None:
         super().__init__(events, headers=headers, ping=KEEP_ALIVE_S, sep="\n", send_timeout=SEND_TIMEOUT_S)
         self._generation = generation
         self._events = events
@@ -117,15 +119,16 @@ class _GenerationResponse(EventSourceResponse):
             self._generation.close()
 
 
-async def _sending(events: AsyncIterator[bytes], send: Send) -> AsyncIterator[bytes]:
+async def _sending(events: AsyncGenerator[bytes], send: Send) -> AsyncIterator[bytes]:
     """Sends ``events`` and yields nothing; see the module."""
-    async for body in events:
-        await send({"type": "http.response.body", "body": body, "more_body": True})
+    async with aclosing(events):
+        async for body in events:
+            await send({"type": "http.response.body", "body": body, "more_body": True})
     return
     yield b""  # this is what makes it an iterator
 
 
-async def _events(generation: Generation, writer: Writer, *, wants_usage: bool) -> AsyncIterator[bytes]:
+async def _events(generation: Generation, writer: Writer, *, wants_usage: bool) -> AsyncGenerator[bytes]:
     """The frames of a stream; what is there at the same time is one piece, and one send."""
     try:
         for index in range(generation.num_choices):

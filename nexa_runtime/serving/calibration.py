@@ -73,6 +73,12 @@ class Calibrator:
         """
         if len(self._counts) == 1 or model.is_on_gpu:
             return
+        try:
+            self._tune(model, context, is_quiet=is_quiet)
+        except Exception as error:  # noqa: BLE001 - a start does not fail for this
+            _log.warning("threads_not_chosen", reason=str(error))
+
+    def _tune(self, model: Model, context: Context, *, is_quiet: bool) -> None:
         key = self._key(model)
         choices = self._read()
         threads, how = self._known(choices, key), "known"

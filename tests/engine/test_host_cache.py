@@ -99,6 +99,14 @@ def test_who_has_most_for_its_weight_gives_way_oldest_first() -> None:
     assert keep(cache, [10] * 100, "c")[0] == Forget(5)
 
 
+def test_who_has_most_does_not_push_others_out() -> None:
+    cache = HostCache(max_bytes=10 * 4 * B, cell_bytes=10)
+    keep(cache, [1] * 200, "small")
+    keep(cache, list(range(1, 8 * B)), "big")
+    assert cached(cache, [1] * 200, "small") == 200
+    assert cache.tenant_bytes()["big"] == 10 * 3 * B
+
+
 def test_the_bounds_hold_and_a_prefix_keeps_its_beginning() -> None:
     cache = HostCache(max_bytes=10 * 2 * B, cell_bytes=10)
     tokens = list(range(1, 5 * B))
@@ -108,8 +116,9 @@ def test_the_bounds_hold_and_a_prefix_keeps_its_beginning() -> None:
     assert cached(cache, tokens) == 2 * B
     many = HostCache(max_bytes=10**9, cell_bytes=1)
     for begin in range(MAX_BLOCKS + 5):
-        keep(many, [begin, 1])
-    assert many.num_bytes == 2 * MAX_BLOCKS
+        keep(many, [begin] * 20)
+    assert many.num_bytes == 20 * MAX_BLOCKS
+    assert keep(many, [1, 2, 3]) == []  # too short to be worth one
     assert not HostCache(max_bytes=0, cell_bytes=10).is_on
 
 
