@@ -67,6 +67,8 @@ class FakeRunner:
                     cells = self.cells.setdefault(sequence_id, [])
                     assert begin == start == len(cells)
                     assert num_tokens <= len(tokens)
+                    # llama.cpp needs cells for all of a block, however little of it is kept.
+                    assert not self.is_thorough or self.num_used() + len(tokens) <= self.num_cells
                     cells += [(next(self._numbers), token) for token in tokens[:num_tokens]]
                     self.num_reloaded += num_tokens
                 case Forget(block):
