@@ -134,7 +134,8 @@ class EngineSettings(_Slice):
         gt=0,
         le=60_000,
         description="milliseconds between two tokens of a stream while prompts arrive;"
-        " auto: twice what it takes without them, on a processor up to half a second",
+        " auto: twice what it takes without them; on a processor up to 0.75 s, and as long as 64 tokens of a"
+        " long prompt take",
     )
     host_cache: Annotated[int | None, BeforeValidator(parse_bytes)] = Field(
         None,

@@ -89,12 +89,13 @@ class PrefillBudget:
         if self._tile_rows is None or self._prefill_token_s is None:
             return None
         limit_s = TURN_S if self._target_s is None else self._target_s
+        num_tiles = round(limit_s / self._prefill_token_s / self._tile_rows)
         num_pending = sum(one.num_pending for one in prefilling)
         if any(one.num_computed >= FAR_TOKENS for one in prefilling):
             # A tile takes ever longer there, which what was learned does not tell; a rest takes longer still.
-            rows = self._tile_rows if num_pending >= self._tile_rows else MIN_PREFILL_TOKENS
-            return rows, 1
-        num_tiles = round(limit_s / self._prefill_token_s / self._tile_rows)
+            is_asked_for_less = self._target_s is not None and not num_tiles
+            is_rest = num_pending < self._tile_rows
+            return MIN_PREFILL_TOKENS if is_rest or is_asked_for_less else self._tile_rows, 1
         is_cheap_together = len(prefilling) <= len(decoding) <= FEW_ANSWERS
         if not num_tiles or is_cheap_together or num_pending <= MIN_PREFILL_TOKENS:
             return None

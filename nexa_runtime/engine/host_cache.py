@@ -12,14 +12,12 @@ from itertools import count
 
 import numpy as np
 
-from nexa_runtime.engine.kv_cache import Holding, common_prefix
+from nexa_runtime.engine.kv_cache import MIN_SHARED_TOKENS, Holding, common_prefix
 from nexa_runtime.engine.sequence import Forget, KvOperation, Offload, Reload, Sequence, TenantShare, Tokens
 
 BLOCK_TOKENS = 256
 MAX_BLOCKS = 1024
 """Few enough to be compared one by one; a quarter of a million tokens."""
-MIN_TOKENS = 16
-"""A shorter prefix is not worth a block."""
 
 
 @dataclass(slots=True)
@@ -117,7 +115,7 @@ class HostCache:
             tokens = sequence.tokens(start, min(BLOCK_TOKENS, holding.num_ready - start))
             known, common = _closest(block, tokens)
             if known is None or common < len(tokens):
-                is_too_short = holding.num_ready < MIN_TOKENS
+                is_too_short = holding.num_ready < MIN_SHARED_TOKENS
                 if is_too_short or not self._make_room(len(tokens), block, sequence.share, operations):
                     break
                 if known is not None and common == len(known.tokens) and known.number in self._blocks:
@@ -132,11 +130,10 @@ class HostCache:
 
     def drop(self, number: int) -> list[KvOperation]:
         """Forget a block that cannot be read, and all that hangs on it."""
-        block = self._blocks.get(number)
-        if block is None:
-            return []
-        operations = [one for child in list(block.children) for one in self.drop(child.number)]
-        return [*operations, self._forget(block)]
+        found = [self._blocks[number]] if number in self._blocks else []
+        for block in found:  # which grows meanwhile: a chain may be longer than Python recurses
+            found += block.children
+        return [self._forget(block) for block in reversed(found)]
 
     def update_share(self, share: TenantShare) -> None:
         """From now on this holds for all that its tenant has here."""

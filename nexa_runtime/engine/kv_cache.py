@@ -27,6 +27,9 @@ from nexa_runtime.engine.sequence import (
 
 Cells = npt.NDArray[np.int32]
 
+MIN_SHARED_TOKENS = 16
+"""A shorter prefix is not worth waiting for, keeping in host memory, or fetching from there."""
+
 
 class Reuse(Enum):
     """What a model's memory can give up.

@@ -10,16 +10,12 @@ from collections.abc import Collection, Iterable
 
 from nexa_runtime.engine.fair_queue import Accounts
 from nexa_runtime.engine.host_cache import HostCache
-from nexa_runtime.engine.kv_cache import Holding, KvCache, Match, common_prefix
+from nexa_runtime.engine.kv_cache import MIN_SHARED_TOKENS, Holding, KvCache, Match, common_prefix
 from nexa_runtime.engine.sequence import Chunk, KvOperation, Sequence, SequenceState
 from nexa_runtime.engine.slots import Change, Slots
 
 OUTPUT_RESERVE = 64
 """Cells kept for the answer when a sequence is let in; longer answers take what is there, or preempt."""
-
-
-MIN_SHARED_TOKENS = 16
-"""A shorter prefix is not worth waiting for, nor fetching."""
 
 
 class Memory:

@@ -11,8 +11,7 @@ from nexa_runtime.engine.engine import Engine
 from nexa_runtime.engine.fair_queue import Accounts
 from nexa_runtime.engine.generation_lane import Delta, GenerationLane, GenerationRequest
 from nexa_runtime.engine.host_cache import HostCache
-from nexa_runtime.engine.kv_cache import KvCache
-from nexa_runtime.engine.memory import MIN_SHARED_TOKENS
+from nexa_runtime.engine.kv_cache import MIN_SHARED_TOKENS, KvCache
 from nexa_runtime.engine.model_engine import ModelEngine, News
 from nexa_runtime.engine.runner import Runner
 from nexa_runtime.engine.scheduler import Scheduler

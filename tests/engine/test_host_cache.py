@@ -130,6 +130,10 @@ def test_an_unreadable_block_takes_what_hangs_on_it_along() -> None:
     assert cache.drop(2) == []
     assert cached(cache, tokens) == B
     cache.check_integrity()
+    deep = HostCache(max_bytes=10**9, cell_bytes=1)
+    keep(deep, list(range(1, MAX_BLOCKS * B + 1)))
+    assert len(deep.drop(1)) == MAX_BLOCKS
+    assert not deep.num_bytes
 
 
 @pytest.fixture

@@ -514,3 +514,6 @@ def test_a_target_bounds_the_turn() -> None:
     impatient, runner = make_tiled(8, answers=7, itl_target_s=0.1)
     impatient.add(make_sequence(20, 300), 0.0)
     assert max(one[1] for one in shapes(impatient, runner, 9)) == MIN_PREFILL_TOKENS - 3
+    impatient.add(make_sequence(21, 1500), 0.0)
+    far = [rows for answers, rows in shapes(impatient, runner, 90) if not answers]
+    assert max(far) == MIN_PREFILL_TOKENS
