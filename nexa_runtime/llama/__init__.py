@@ -12,7 +12,8 @@ from nexa_runtime.llama.context import (
 from nexa_runtime.llama.embedding import MAX_INPUTS, EmbeddingContext, normalised
 from nexa_runtime.llama.model import Model
 from nexa_runtime.llama.planning import MemoryPlan, free_gpu_bytes, plan_memory
-from nexa_runtime.llama.sampler import Sampler, SamplingParams, sample_greedy
+from nexa_runtime.llama.mask import TokenMask
+from nexa_runtime.llama.sampler import Choice, Sampler, SamplingParams, TokenLogprobs, sample_greedy
 from nexa_runtime.llama.state import SavedRange, restore_range, save_range
 from nexa_runtime.llama.vocab import Vocab
 
@@ -21,6 +22,7 @@ __all__ = [
     "MAX_INPUTS",
     "MAX_SEQUENCE_IDS",
     "Batch",
+    "Choice",
     "Context",
     "ContextParams",
     "DecodeStatus",
@@ -30,6 +32,8 @@ __all__ = [
     "Sampler",
     "SamplingParams",
     "SavedRange",
+    "TokenLogprobs",
+    "TokenMask",
     "Vocab",
     "free_gpu_bytes",
     "kv_cell_bytes",

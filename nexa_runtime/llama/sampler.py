@@ -56,7 +56,8 @@ class SamplingParams:
 
     ``temperature`` 0 takes the best token. ``top_k`` 0 or less: off. ``repeat_penalty`` 1: off.
     ``logit_bias``: (token, added to its logit). ``banned``: tokens that are never chosen. ``seed`` None: a
-    fresh random one.
+    fresh random one. ``min_tokens``: before so many are out, none of ``end_tokens`` is chosen.
+    ``num_logprobs``: of how many best tokens log-probabilities are told, beside the chosen one's; None: none.
     """
 
     temperature: float = 0.8
@@ -70,6 +71,24 @@ class SamplingParams:
     logit_bias: tuple[tuple[int, float], ...] = ()
     banned: frozenset[int] = frozenset()
     seed: int | None = None
+    min_tokens: int = 0
+    end_tokens: frozenset[int] = frozenset()
+    num_logprobs: int | None = None
+    typical_p: float = 1.0
+    top_n_sigma: float = -1.0
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
+    dynatemp_range: float = 0.0
+    dynatemp_exponent: float = 1.0
+    dry_multiplier: float = 0.0
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    dry_penalty_last_n: int = -1
+    dry_sequence_breakers: tuple[str, ...] = ("\n", ":", '"', "*")
+    mirostat: int = 0
+    mirostat_tau: float = 5.0
+    mirostat_eta: float = 0.1
+    samplers: tuple[str, ...] | None = None
 
     @property
     def is_greedy(self) -> bool:
@@ -92,6 +111,28 @@ class SamplingParams:
 def sample_greedy(logits: Logits) -> list[int]:
     """The largest logit of each row; of equal ones the first, as in ``llama_sampler_init_greedy``."""
     return [int(token) for token in logits.argmax(axis=1)]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """What the model itself thought, before bias, penalties and constraints: natural logarithms of
+    probabilities over the whole vocabulary. ``best``: the likeliest tokens, (token, log-probability) each.
+    """
+
+    token: int
+    logprob: float
+    best: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """``tokens``: the one sampled, then those that a constraint says must follow it. ``is_last``: nothing may
+    come after them.
+    """
+
+    tokens: tuple[int, ...]
+    is_last: bool = False
+    logprobs: TokenLogprobs | None = None
 
 
 class Sampler:

@@ -5,10 +5,12 @@ prompts are rendered and tokenized in worker threads. It knows no wire format: `
 call it.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
+from nexa_runtime.chat.grammar import GrammarSource
 from nexa_runtime.chat.messages import Message
 from nexa_runtime.engine.generation_lane import GenerationRequest
 from nexa_runtime.errors import NexaError
@@ -38,30 +40,23 @@ _log = get_logger("serving")
 
 @dataclass(frozen=True, slots=True)
 class GenerationOptions:
-    """What a client asked for; None: it did not say. ``max_tokens`` of the answer."""
+    """What a client asked for; None: it did not say. ``max_tokens`` of each answer.
+
+    ``sampling``: fields of ``SamplingParams`` that it named. ``num_choices`` answers to each prompt, the best
+    of ``best_of``. ``grammar``: what an answer must look like. ``echo``: the prompt comes first.
+    """
 
     model: str | None = None
     max_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    seed: int | None = None
-    repeat_penalty: float | None = None
-    frequency_penalty: float | None = None
-    presence_penalty: float | None = None
-    logit_bias: tuple[tuple[int, float], ...] = ()
+    sampling: Mapping[str, Any] = field(default_factory=dict)
     stops: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
-
-    def sampling(self, defaults: SamplingParams) -> SamplingParams:
-        """The model's defaults with what the client said."""
-        names = (
-            "temperature", "top_p", "top_k", "min_p", "seed",
-            "repeat_penalty", "frequency_penalty", "presence_penalty",
-        )  # fmt: skip
-        said = {name: value for name in names if (value := getattr(self, name)) is not None}
-        return replace(defaults, logit_bias=self.logit_bias, **said)
+    num_choices: int = 1
+    best_of: int | None = None
+    grammar: GrammarSource | None = None
+    echo: bool = False
+    suffix: str | None = None
 
 
 class GenerationService:

@@ -1,0 +1,63 @@
+"""What a generation's reader gets: parts of its choices as they come, and whole ones.
+
+Owns these values; ``generation`` makes them, ``server`` and ``cli`` write them. No wire format.
+"""
+
+from dataclasses import dataclass, field
+
+from nexa_runtime.chat.dialects.base import CallDelta
+from nexa_runtime.chat.messages import ToolCall
+from nexa_runtime.engine.sequence import FinishReason
+from nexa_runtime.llama import TokenLogprobs
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceDelta:
+    """News of one choice: text to append to its content or its reasoning, part of a tool call, its end.
+
+    ``logprobs``: of the tokens sampled since the last delta, where they were asked for; their text may come
+    later, or be none.
+    """
+
+    index: int
+    text: str = ""
+    reasoning: str = ""
+    call: CallDelta | None = None
+    finish_reason: FinishReason | None = None
+    logprobs: tuple[TokenLogprobs, ...] = ()
+
+
+@dataclass(slots=True)
+class Choice:
+    """All of one choice so far."""
+
+    text: str = ""
+    reasoning: str = ""
+    calls: list[ToolCall] = field(default_factory=list)
+    finish_reason: FinishReason = FinishReason.ABORT
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+
+    def take(self, delta: ChoiceDelta) -> None:
+        """Append what came."""
+        self.text += delta.text
+        self.reasoning += delta.reasoning
+        self.logprobs += delta.logprobs
+        if (call := delta.call) is not None:
+            if call.id is not None:
+                self.calls.append(ToolCall(call.id, call.name or "", call.arguments))
+            else:
+                last = self.calls[call.index]
+                self.calls[call.index] = ToolCall(last.id, last.name, last.arguments + call.arguments)
+        if delta.finish_reason is not None:
+            self.finish_reason = delta.finish_reason
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Where a request's time went, in seconds: waiting for a slot, until its first token after that, and
+    from there on.
+    """
+
+    queue_s: float
+    prompt_s: float
+    predicted_s: float
