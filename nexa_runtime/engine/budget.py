@@ -70,6 +70,11 @@ class PrefillBudget:
         # llama.cpp multiplies four rows at a time.
         return PromptRows(wanted - (num_decode_rows + wanted) % 4, most)
 
+    def spare_rows(self, num_answers: int, max_rows: int) -> int:
+        """Rows that tokens which were forced may take in a step, beside a row for each answer."""
+        most = max_rows if self._tile_rows is None else min(max_rows, self._tile_rows - 1)
+        return max(most - num_answers, 0)
+
     def _affordable(self) -> int:
         if self._decode_step_s is None or self._prefill_token_s is None:
             return MIN_PREFILL_TOKENS

@@ -5,15 +5,24 @@ ever shown. Pure but for the table of pieces. The engine thread calls it.
 """
 
 import codecs
+from collections.abc import Mapping
 from collections.abc import Sequence as Items
 
 
 class Detokenizer:
-    """``pieces``: the bytes of every token. ``stops``: texts that end the answer, none of them empty."""
+    """``pieces``: the bytes of every token. ``stops``: texts that end the answer, none of them empty.
 
-    def __init__(self, pieces: Items[bytes], stops: Items[str] = ()) -> None:
+    ``markers``: tokens that get these texts instead; the first character of each stands for nothing else, so
+    it is replaced where other tokens write it.
+    """
+
+    def __init__(
+        self, pieces: Items[bytes], stops: Items[str] = (), markers: Mapping[int, str] | None = None
+    ) -> None:
         self._pieces = pieces
         self._stops = tuple(stops)
+        self._markers = markers or {}
+        self._reserved = {ord(text[0]): "\ufffd" for text in self._markers.values()}
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""
         self.is_stopped = False
@@ -21,7 +30,11 @@ class Detokenizer:
 
     def feed(self, token: int) -> str:
         """Add a token; the text that can be shown now."""
-        return self._take(self._decoder.decode(self._pieces[token]))
+        if not self._markers:
+            return self._take(self._decoder.decode(self._pieces[token]))
+        if (marker := self._markers.get(token)) is not None:
+            return self._take(self._decoder.decode(b"", final=True) + marker)
+        return self._take(self._decoder.decode(self._pieces[token]).translate(self._reserved))
 
     def flush(self) -> str:
         """The answer ends: what was held back. An unfinished character becomes U+FFFD."""

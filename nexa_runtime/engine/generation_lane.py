@@ -6,15 +6,15 @@ the engine thread only.
 
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from nexa_runtime.engine.detokenizer import Detokenizer
 from nexa_runtime.engine.runner import Runner
 from nexa_runtime.engine.scheduler import Scheduler, SchedulerStats
 from nexa_runtime.engine.sequence import Advance, FinishReason, Sequence, StepPlan, TenantShare, Tokens
 from nexa_runtime.errors import DecodeError, NexaError, QueueTimeoutError
-from nexa_runtime.llama import SamplingParams, Vocab
+from nexa_runtime.llama import SamplingParams, TokenLogprobs, TokenMask, Vocab
 from nexa_runtime.telemetry import get_logger
 
 _log = get_logger("engine")
@@ -25,7 +25,8 @@ class GenerationRequest:
     """One sequence to generate. ``prompt``: int32 of shape (n,), n ≥ 1; it fits the context (see
     ``Sequence``).
 
-    ``ignore_eos``: end tokens are never chosen, so that it runs to ``max_new_tokens`` or a stop string.
+    ``mask``: what its tokens must keep to; it is this sequence's alone. ``stop_tokens`` end it like end
+    tokens. ``markers``: see ``Detokenizer``. ``ignore_eos``: end tokens are never chosen, so that it runs to ``max_new_tokens`` or a stop string.
     ``is_public``: every namespace may share its prompt afterwards. ``queue_timeout_s``: longest wait for a
     slot, in seconds.
     """
@@ -35,7 +36,10 @@ class GenerationRequest:
     sampling: SamplingParams
     share: TenantShare
     cache_namespace: str
+    mask: TokenMask | None = None
     stops: tuple[str, ...] = ()
+    stop_tokens: frozenset[int] = frozenset()
+    markers: Mapping[int, str] = field(default_factory=dict)
     ignore_eos: bool = False
     is_public: bool = False
     queue_timeout_s: float | None = None
@@ -43,7 +47,8 @@ class GenerationRequest:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """News of one sequence: text, its end, or both. ``num_new_tokens`` sampled so far.
+    """News of one sequence: text, its end, or both. ``num_new_tokens`` sampled so far. ``logprobs``: of the
+    tokens sampled since the last one, where they were asked for; their text may come later.
 
     The last one of a sequence has ``finish_reason``; with ERROR, ``error`` says why. It also says how many of
     the prompt's tokens were cached, how many were cached or computed, and how long it waited for a slot, in
@@ -58,6 +63,7 @@ class Delta:
     num_cached_tokens: int = 0
     num_done_tokens: int = 0
     queue_s: float = 0.0
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 Emit = Callable[[Delta], None]
@@ -126,17 +132,17 @@ class GenerationLane:
             max_new_tokens=request.max_new_tokens,
             share=request.share,
             cache_namespace=request.cache_namespace,
-            end_tokens=frozenset() if request.ignore_eos else self._vocab.eog_tokens,
+            end_tokens=request.stop_tokens | (frozenset() if request.ignore_eos else self._vocab.eog_tokens),
             is_public=request.is_public,
             queue_timeout_s=request.queue_timeout_s,
         )
-        self.runner.open(sequence, request.sampling)
+        self.runner.open(sequence, request.sampling, request.mask)
         try:
             self.scheduler.add(sequence, time.monotonic())
         except ValueError:
             self.runner.close(sequence)
             raise
-        self._live[key] = sequence, Detokenizer(self._vocab.pieces, request.stops)
+        self._live[key] = sequence, Detokenizer(self._vocab.pieces, request.stops, request.markers)
 
     def abort(self, key: int, emit: Emit) -> None:
         """End a sequence, if it lives."""
@@ -193,7 +199,8 @@ class GenerationLane:
     def _take_advance(self, advance: Advance, emit: Emit) -> None:
         sequence, reason = advance.sequence, advance.finish_reason
         _, detokenizer = self._live[sequence.key]
-        text = detokenizer.feed(advance.token) if advance.token is not None else ""
+        text = "".join(map(detokenizer.feed, advance.tokens))
+        logprobs = self.runner.take_logprobs(sequence) if advance.tokens else ()
         if reason is not None or detokenizer.is_stopped:
             text += detokenizer.flush()
         if detokenizer.is_stopped:
@@ -201,9 +208,9 @@ class GenerationLane:
                 self.scheduler.finish(sequence, FinishReason.STOP)
             reason = FinishReason.STOP
         if reason is not None:
-            self._end(sequence, text, reason, advance.error, emit)
-        elif text:
-            emit(Delta(sequence.key, text, sequence.num_new))
+            self._end(sequence, text, reason, advance.error, emit, logprobs)
+        elif text or logprobs:
+            emit(Delta(sequence.key, text, sequence.num_new, logprobs=logprobs))
 
     def _end(
         self,
@@ -212,15 +219,15 @@ class GenerationLane:
         reason: FinishReason,
         error: Exception | None,
         emit: Emit,
+        logprobs: tuple[TokenLogprobs, ...] = (),
     ) -> None:
         self.runner.close(sequence)
         del self._live[sequence.key]
         started_at = time.monotonic() if sequence.started_at is None else sequence.started_at
         queue_s = started_at - sequence.queued_at
         num_done = min(sequence.num_charged, sequence.num_prompt)
-        emit(
-            Delta(sequence.key, text, sequence.num_new, reason, error, sequence.num_cached, num_done, queue_s)
-        )
+        num_new, num_cached = sequence.num_new, sequence.num_cached
+        emit(Delta(sequence.key, text, num_new, reason, error, num_cached, num_done, queue_s, logprobs))
 
     def _count(self, plan: StepPlan, elapsed_s: float) -> None:
         self.totals.add(plan, elapsed_s)

@@ -24,11 +24,14 @@ from nexa_runtime.engine.sequence import (
 )
 from nexa_runtime.errors import DecodeError, LlamaGuardError, NexaError, ShuttingDownError
 from nexa_runtime.llama import (
+    Choice,
     Context,
     DecodeStatus,
     Sampler,
     SamplingParams,
     SavedRange,
+    TokenLogprobs,
+    TokenMask,
     restore_range,
     sample_greedy,
     save_range,
@@ -52,17 +55,25 @@ class Runner:
         """Ids whose KV did not come back from host memory, or was copied from such a one."""
         self._batch = context.make_batch()
         self._samplers: dict[int, Sampler] = {}
+        self._logprobs: dict[int, TokenLogprobs] = {}
+        """Of the tokens of the last step, by sequence, where they were asked for."""
         self._num_lost: Counter[int] = Counter()
 
-    def open(self, sequence: Sequence, params: SamplingParams) -> None:
+    def open(self, sequence: Sequence, params: SamplingParams, mask: TokenMask | None = None) -> None:
         """Make a sequence's sampler. Raises ``NexaError`` when ``params`` do not fit the vocabulary."""
         prompt = sequence.tokens(0, sequence.num_prompt)
-        self._samplers[sequence.key] = Sampler(params, self._context.vocab_size, prompt)
+        self._samplers[sequence.key] = Sampler(params, self._context.vocab, prompt, mask)
 
     def close(self, sequence: Sequence) -> None:
         """Free a sequence's sampler."""
         self._samplers.pop(sequence.key).close()
         self._num_lost.pop(sequence.key, None)
+        self._logprobs.pop(sequence.key, None)
+
+    def take_logprobs(self, sequence: Sequence) -> tuple[TokenLogprobs, ...]:
+        """Of the token that the last step sampled for a sequence; none where they were not asked for."""
+        logprobs = self._logprobs.pop(sequence.key, None)
+        return () if logprobs is None else (logprobs,)
 
     def interrupt(self) -> None:
         """Make a running ``execute`` return soon, where llama.cpp can. Any thread; for shutdown."""
@@ -87,25 +98,26 @@ class Runner:
         """Free what is to be freed, compute the chunks, sample. Never raises for what one sequence did."""
         unreadable = {block for one in plan.operations if (block := self._apply(one)) is not None}
         start = time.perf_counter()  # what it costs to move KV says nothing about rows
-        tokens: dict[int, int] = {}
+        choices: dict[int, Choice] = {}
         failed: dict[int, Exception] = {}
         lost: set[int] = set()
         status = self._decode(plan.chunks) if plan.chunks else DecodeStatus.OK
         if status is DecodeStatus.OK:
-            self._sample(plan.chunks, tokens, failed)
+            self._sample(plan.chunks, choices, failed)
         elif status is DecodeStatus.ABORTED:
             failed = {chunk.sequence.key: ShuttingDownError() for chunk in plan.chunks}
         else:
             _log.warning("step_failed", status=status.name, sequences=len(plan.chunks), rows=plan.num_rows)
             if status is not DecodeStatus.NO_KV_SLOT:
                 for chunk in plan.chunks:
-                    self._retry(chunk, tokens, failed, lost)
+                    self._retry(chunk, choices, failed, lost)
         return StepResult(
             time.perf_counter() - start,
-            tokens,
+            {key: choice.tokens for key, choice in choices.items()},
             failed,
             is_pool_full=status is DecodeStatus.NO_KV_SLOT,
             lost=frozenset(lost),
+            complete=frozenset(key for key, choice in choices.items() if choice.is_last),
             unreadable=frozenset(unreadable),
         )
 
@@ -173,29 +185,30 @@ class Runner:
         return self._context.decode(batch)
 
     def _sample(
-        self, chunks: tuple[Chunk, ...], tokens: dict[int, int], failed: dict[int, Exception]
+        self, chunks: tuple[Chunk, ...], choices: dict[int, Choice], failed: dict[int, Exception]
     ) -> None:
         keys = [chunk.sequence.key for chunk in chunks if chunk.wants_token]
         if not keys:
             return
         logits = self._context.logits(len(keys))
         samplers = [self._samplers[key] for key in keys]
-        if all(sampler.params.is_plain_greedy for sampler in samplers):
+        if all(sampler.is_plain_greedy for sampler in samplers):
             best = sample_greedy(logits)
             if all(math.isfinite(row[token]) for row, token in zip(logits, best, strict=True)):
-                tokens.update(zip(keys, best, strict=True))
+                choices.update((key, Choice((token,))) for key, token in zip(keys, best, strict=True))
                 return
         for key, sampler, row in zip(keys, samplers, logits, strict=True):
             try:
-                token = sampler.sample(row)
+                choice = sampler.sample(row)
             except NexaError as error:
                 failed[key] = error
             else:
-                sampler.accept(token)
-                tokens[key] = token
+                choices[key] = choice
+                if choice.logprobs is not None:
+                    self._logprobs[key] = choice.logprobs
 
     def _retry(
-        self, chunk: Chunk, tokens: dict[int, int], failed: dict[int, Exception], lost: set[int]
+        self, chunk: Chunk, choices: dict[int, Choice], failed: dict[int, Exception], lost: set[int]
     ) -> None:
         """Compute one chunk alone after the step it was in has failed.
 
@@ -214,7 +227,7 @@ class Runner:
             else:
                 failed[key] = DecodeError("its KV cache was lost again and again")
         elif status is DecodeStatus.OK:
-            self._sample((chunk,), tokens, failed)
+            self._sample((chunk,), choices, failed)
         elif status is DecodeStatus.ABORTED:
             failed[key] = ShuttingDownError()
         else:

@@ -6,7 +6,7 @@ of the cells. Pure: no llama, no threads, no clock; time comes in as ``now`` and
 tests drive it by hand.
 
 The step: every decode row first, then chunks of prompts, of the tenant with least virtual time, until the
-token budget is spent. With nobody decoding, prompts take the whole step, of half a second at most. Where
+token budget is spent. A sequence whose constraint has forced tokens has several decode rows. With nobody decoding, prompts take the whole step, of half a second at most. Where
 prompts and answers are cheaper apart they take turns, each in steps of their own.
 """
 
@@ -179,11 +179,10 @@ class Scheduler:
             rows = self._budget.prompts_alone(self._turn_rows)
             self._turn_rows -= self._plan_prompts(prefilling, rows, max_rows, chunks)
         if not chunks:
-            for sequence in decoding[:max_rows]:
-                self._plan(sequence, 1, chunks)
+            num_rows = self._plan_answers(decoding[:max_rows], max_rows, chunks)
             if turn is None:
-                rows = self._budget.mixed(len(chunks)) if chunks else self._budget.prompts_alone()
-                self._plan_prompts(prefilling, rows, max_rows - len(chunks), chunks)
+                rows = self._budget.mixed(num_rows) if num_rows else self._budget.prompts_alone()
+                self._plan_prompts(prefilling, rows, max_rows - num_rows, chunks)
             self._turn_steps -= 1
             if turn is None or self._turn_steps <= 0:
                 self._turn_rows, self._turn_steps = turn or (0, 0)
@@ -205,14 +204,16 @@ class Scheduler:
             sequence = chunk.sequence
             if (error := result.failed.get(sequence.key)) is not None:
                 self.finish(sequence, FinishReason.ERROR)
-                advances.append(Advance(sequence, None, FinishReason.ERROR, error))
+                advances.append(Advance(sequence, (), FinishReason.ERROR, error))
             elif sequence.key in result.lost:
                 self._memory.preempt(sequence, is_sound=False)
             else:
                 sequence.num_computed += chunk.count
                 self._charge(chunk)
                 if chunk.wants_token:
-                    advances.append(self._take_token(sequence, result.tokens[sequence.key]))
+                    tokens = result.tokens[sequence.key]
+                    is_complete = sequence.key in result.complete
+                    advances.append(self._take_tokens(sequence, tokens, is_complete=is_complete))
         if plan.chunks and not result.failed and not result.lost:
             self._budget.observe(plan, result.elapsed_s)
         return advances
@@ -296,6 +297,16 @@ class Scheduler:
         waiting.sort(key=lambda one: (self._accounts.virtual_time(one.share.tenant_id), one.arrival))
         return waiting
 
+    def _plan_answers(self, decoding: list[Sequence], room: int, chunks: dict[int, Chunk]) -> int:
+        """Plan a row for each, and more for those that have forced tokens, while they stay under a tile."""
+        spare = self._budget.spare_rows(len(decoding), room)
+        num_rows = 0
+        for place, sequence in enumerate(decoding):
+            count = min(sequence.num_pending, 1 + spare // (len(decoding) - place))
+            spare -= count - 1
+            num_rows += self._plan(sequence, count, chunks)
+        return num_rows
+
     def _plan_prompts(
         self, prefilling: list[Sequence], rows: PromptRows, room: int, chunks: dict[int, Chunk]
     ) -> int:
@@ -342,26 +353,37 @@ class Scheduler:
             return []
         self._max_rows = None
         self.finish(sequence, FinishReason.LENGTH)
-        return [Advance(sequence, None, FinishReason.LENGTH)]
+        return [Advance(sequence, (), FinishReason.LENGTH)]
 
     def _charge(self, chunk: Chunk) -> None:
         sequence = chunk.sequence
         num_new = max(sequence.num_computed - max(sequence.num_charged, chunk.start), 0)
         if num_new:
             sequence.num_charged = sequence.num_computed
-            work = self._budget.decode_work if chunk.is_decode else PREFILL_WORK
-            self._accounts.charge(sequence.share.tenant_id, work * num_new)
+            work = PREFILL_WORK * num_new
+            if chunk.is_decode:  # tokens that were forced ride along
+                work += self._budget.decode_work - PREFILL_WORK
+            self._accounts.charge(sequence.share.tenant_id, work)
 
-    def _take_token(self, sequence: Sequence, token: int) -> Advance:
-        sequence.append(token)
+    def _take_tokens(self, sequence: Sequence, tokens: tuple[int, ...], *, is_complete: bool) -> Advance:
+        """The sampled token and those forced, as far as none of them ends the sequence."""
         reason = None
-        if token in sequence.end_tokens:
-            reason = FinishReason.STOP
-        elif sequence.num_new >= sequence.max_new_tokens:
-            reason = FinishReason.LENGTH
+        num_shown = 0
+        for token in tokens:
+            sequence.append(token)
+            if token in sequence.end_tokens:
+                reason = FinishReason.STOP
+                break
+            num_shown += 1
+            if sequence.num_new >= sequence.max_new_tokens:
+                is_whole = is_complete and num_shown == len(tokens)
+                reason = FinishReason.STOP if is_whole else FinishReason.LENGTH
+                break
+        else:
+            reason = FinishReason.STOP if is_complete else None
         if reason is not None:
             self.finish(sequence, reason)
-        return Advance(sequence, None if reason is FinishReason.STOP else token, reason)
+        return Advance(sequence, tokens[:num_shown], reason)
 
 
 def _chunk(sequence: Sequence, count: int) -> Chunk:

@@ -4,7 +4,8 @@ Owns ``Sequence`` (the token history of one generation and its state), ``TenantS
 result. Pure: no llama, no threads, no clock. The scheduler changes sequences; the runner only reads them.
 
 There is no prefill phase and no decode phase: a sequence has tokens *known* (prompt and sampled ones) and
-tokens *computed* (in the KV cache), and each step lets some of the computed catch up with the known.
+tokens *computed* (in the KV cache), and each step lets some of the computed catch up with the known. A
+constraint may say which tokens must follow a sampled one: these are known at once, and computed together.
 """
 
 from dataclasses import dataclass
@@ -14,6 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 Tokens = npt.NDArray[np.int32]
+
+MAX_DECODE_ROWS = 32
+"""Tokens of an answer that may wait to be computed for it to count as decoding: what a constraint forced."""
 
 
 class SequenceState(Enum):
@@ -139,8 +143,8 @@ class Sequence:
 
     @property
     def is_decoding(self) -> bool:
-        """Whether it waits for nothing but its newest token to be computed."""
-        return self.num_new > 0 and self.num_pending == 1
+        """Whether its prompt is computed, and of its answer all but the newest tokens are."""
+        return self.num_prompt <= self.num_computed and self.num_pending <= MAX_DECODE_ROWS
 
     def tokens(self, start: int, count: int) -> Tokens:
         """A view of known tokens, shape (count,)."""
@@ -232,36 +236,39 @@ class StepPlan:
     @property
     def num_decode_rows(self) -> int:
         """Rows that continue an answer."""
-        return sum(chunk.is_decode for chunk in self.chunks)
+        return sum(chunk.count for chunk in self.chunks if chunk.is_decode)
 
     @property
     def is_mixed(self) -> bool:
         """Whether prompts and answers share the step."""
-        return 0 < self.num_decode_rows < len(self.chunks)
+        return 0 < self.num_decode_rows < self.num_rows
 
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What came of a plan. ``tokens``: sequence key → token sampled. ``failed``: key → why it cannot go on.
+    """What came of a plan. ``tokens``: sequence key → the token sampled, and those that must follow it.
+    ``failed``: key → why it cannot go on.
 
     ``elapsed_s``: time of the step, in seconds. ``is_pool_full``: llama.cpp found no room for the rows;
     nothing was computed. ``lost``: keys of sequences whose KV cannot be trusted any more; they are computed
-    again. ``unreadable``: blocks of host memory that could not be taken back.
+    again. ``complete``: keys of sequences that nothing may follow. ``unreadable``: blocks of host memory that
+    could not be taken back.
     """
 
     elapsed_s: float
-    tokens: dict[int, int]
+    tokens: dict[int, tuple[int, ...]]
     failed: dict[int, Exception]
     is_pool_full: bool = False
     lost: frozenset[int] = frozenset()
+    complete: frozenset[int] = frozenset()
     unreadable: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
 class Advance:
-    """What a step did to one sequence: a token sampled, an end, or both. ``token`` None: nothing to show."""
+    """What a step did to one sequence: tokens to show, which an end token is not, an end, or both."""
 
     sequence: Sequence
-    token: int | None
+    tokens: tuple[int, ...] = ()
     finish_reason: FinishReason | None = None
     error: Exception | None = None

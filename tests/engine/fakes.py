@@ -5,6 +5,7 @@ from itertools import count
 
 from nexa_runtime.engine.kv_cache import Reuse
 from nexa_runtime.engine.sequence import (
+    MAX_DECODE_ROWS,
     CopyPrefix,
     Forget,
     Offload,
@@ -18,22 +19,37 @@ from nexa_runtime.engine.sequence import (
 END = 0
 
 
-def next_token(sequence: Sequence) -> int:
-    """What a model would do: a token that depends on all before it, now and then the end."""
+def next_tokens(sequence: Sequence, *, is_constrained: bool = False) -> tuple[tuple[int, ...], bool]:
+    """What a model would do: a token that depends on all before it, now and then the end.
+
+    ``is_constrained``: now and then others must follow it, or nothing may, which is told beside it.
+    """
     checksum = zlib.crc32(sequence.tokens(0, sequence.num_known).data)
-    return END if checksum % 11 == 0 else 1 + checksum % 50_000
+    token = END if checksum % 11 == 0 else 1 + checksum % 50_000
+    if not is_constrained or checksum % 3:
+        return (token,), False
+    num_forced = checksum // 3 % (MAX_DECODE_ROWS + 10)
+    return (token, *((checksum >> 8) % 40_000 + 1 + at for at in range(num_forced))), checksum % 17 == 0
 
 
 class FakeRunner:
     """Does to its own KV cells what llama.cpp would, checks every plan, and answers with ``next_token``."""
 
     def __init__(
-        self, num_cells: int = 100_000, reuse: Reuse = Reuse.ANY_PREFIX, *, is_thorough: bool = True
+        self,
+        num_cells: int = 100_000,
+        reuse: Reuse = Reuse.ANY_PREFIX,
+        *,
+        is_thorough: bool = True,
+        constrained: frozenset[str] = frozenset(),
     ) -> None:
-        """``is_thorough``: compare every cell at every step, which takes time for long sequences."""
+        """``is_thorough``: compare every cell at every step, which takes time for long sequences.
+        ``constrained``: tenants whose answers are.
+        """
         self.num_cells = num_cells
         self.reuse = reuse
         self.is_thorough = is_thorough
+        self.constrained = constrained
         self.num_computed_rows = 0
         self.cells: dict[int, list[tuple[int, int]]] = {}
         """Id → its cells, each (number, token); a copied prefix has the same numbers."""
@@ -77,6 +93,7 @@ class FakeRunner:
     def execute(self, plan: StepPlan, failed: dict[int, Exception] | None = None) -> StepResult:
         self.apply(plan)
         tokens = {}
+        complete = set()
         for chunk in plan.chunks:
             sequence = chunk.sequence
             assert sequence.sequence_id is not None
@@ -88,10 +105,13 @@ class FakeRunner:
             cells += [(next(self._numbers), token) for token in new]
             self.num_computed_rows += chunk.count
             if chunk.wants_token:
-                tokens[sequence.key] = next_token(sequence)
+                is_constrained = sequence.share.tenant_id in self.constrained
+                tokens[sequence.key], is_complete = next_tokens(sequence, is_constrained=is_constrained)
+                if is_complete:
+                    complete.add(sequence.key)
         assert not self.is_thorough or self.num_used() <= self.num_cells
         elapsed_s = 0.03 + 0.002 * plan.num_rows
-        return StepResult(elapsed_s, tokens, failed or {})
+        return StepResult(elapsed_s, tokens, failed or {}, complete=frozenset(complete))
 
     def num_used(self) -> int:
         return len({number for cells in self.cells.values() for number, _ in cells})

@@ -29,6 +29,13 @@ def test_an_unfinished_character_becomes_a_replacement_at_the_end() -> None:
     assert detokenizer.flush() == "\ufffd"
 
 
+def test_a_marker_is_told_from_its_letters() -> None:
+    detokenizer = Detokenizer(BYTES, (), {7: "\ufdd0<call>"})
+    assert detokenizer.feed(7) == "\ufdd0<call>"
+    assert "".join(map(detokenizer.feed, "\ufdd0<call>".encode())) == "\ufffd<call>"
+    assert [detokenizer.feed(0xC3), detokenizer.feed(7)] == ["", "\ufffd\ufdd0<call>"]
+
+
 def test_the_start_of_a_stop_string_is_held_until_it_is_decided() -> None:
     detokenizer = Detokenizer(BYTES, ["STOP"])
     assert [detokenizer.feed(value) for value in b"aSTx"] == ["a", "", "", "STx"]

@@ -27,6 +27,10 @@ from nexa_runtime.errors import DecodeError
 from tests.engine.fakes import END, FakeRunner
 
 
+CONSTRAINED = frozenset(["c"])
+"""Tenants whose answers have forced tokens."""
+
+
 def make_sequence(
     key: int,
     num_prompt: int = 4,
@@ -72,7 +76,7 @@ def alone(sequence: Sequence) -> list[int]:
     )
     scheduler = make_scheduler(slots=1, num_cells=10_000)
     scheduler.add(copy, 0.0)
-    drain(scheduler, FakeRunner())
+    drain(scheduler, FakeRunner(constrained=CONSTRAINED))
     return new_tokens(copy)
 
 
@@ -171,6 +175,56 @@ def test_abort_ends_a_sequence_at_any_moment(steps: int) -> None:
     stats = scheduler.stats()
     assert (stats.num_running, stats.num_waiting) == (0, 0)
     assert stats.num_used_cells == runner.num_used()
+
+
+class ForcingRunner(FakeRunner):
+    """Each token of an answer brings ten that must follow it; nothing may follow 44 of them, if it ends."""
+
+    may_end = True
+
+    def execute(self, plan: StepPlan, failed: dict[int, Exception] | None = None) -> StepResult:
+        result = super().execute(plan, failed)
+        tokens = {key: (7, *range(100, 110)) for key in result.tokens}
+        done = [one.sequence.key for one in plan.chunks if self.may_end and one.sequence.num_new >= 33]
+        return replace(result, tokens=tokens, complete=frozenset(done))
+
+
+def test_forced_tokens_are_computed_together_and_as_decode_rows() -> None:
+    scheduler, runner = make_scheduler(slots=2), ForcingRunner()
+    sequences = [make_sequence(key, 4, max_new=100) for key in (1, 2)]
+    for sequence in sequences:
+        scheduler.add(sequence, 0.0)
+    seen = shapes(scheduler, runner, 4)
+    assert seen == [(0, 8), (22, 0), (22, 0), (22, 0)]
+    assert [one.finish_reason for one in sequences] == [FinishReason.STOP] * 2
+    assert [one.num_new for one in sequences] == [44, 44]
+    scheduler.check_integrity()
+
+
+def test_an_answer_ends_in_the_midst_of_forced_tokens_where_its_cap_is() -> None:
+    scheduler, runner = make_scheduler(slots=1), ForcingRunner()
+    sequence = make_sequence(1, 4, max_new=15)
+    scheduler.add(sequence, 0.0)
+    advances = drain(scheduler, runner)
+    assert [len(one.tokens) for one in advances] == [11, 4]
+    assert sequence.finish_reason is FinishReason.LENGTH
+
+
+def test_forced_tokens_of_many_answers_stay_under_a_tile_and_none_waits() -> None:
+    cache = KvCache(num_ids=16, num_cells=20_000)
+    scheduler = Scheduler(slots=8, step_tokens=512, kv_cache=cache, accounts=Accounts(), tile_rows=64)
+    runner = ForcingRunner()
+    runner.may_end = False
+    for key in range(1, 9):
+        scheduler.add(make_sequence(key, 2, max_new=300), 0.0)
+    shapes(scheduler, runner, 1)
+    for _ in range(20):
+        plan = scheduler.schedule(0.0)
+        assert plan is not None
+        assert len(plan.chunks) == 8
+        assert plan.num_rows < 64
+        scheduler.commit(plan, runner.execute(plan))
+        scheduler.check_integrity()
 
 
 def test_a_failed_sequence_ends_alone() -> None:
@@ -365,7 +419,7 @@ def test_random_schedules_lose_nothing(
         max_warm_cells=max_warm_cells,
     )
     cache.scheduler = scheduler
-    runner = FakeRunner(num_cells, reuse)
+    runner = FakeRunner(num_cells, reuse, constrained=CONSTRAINED)
     sequences = [one.sequence(key) for key, one in enumerate(asked, start=1)]
     num_full = sum(kind == "full" for kind, _ in fault_at.values())
     for step in range(20_000):
