@@ -26,9 +26,9 @@ class GenerationRequest:
     ``Sequence``).
 
     ``mask``: what its tokens must keep to; it is this sequence's alone. ``stop_tokens`` end it like end
-    tokens. ``markers``: see ``Detokenizer``. ``ignore_eos``: end tokens are never chosen, so that it runs to ``max_new_tokens`` or a stop string.
-    ``is_public``: every namespace may share its prompt afterwards. ``queue_timeout_s``: longest wait for a
-    slot, in seconds.
+    tokens. ``markers``: see ``Detokenizer``. ``ignore_eos``: end tokens are never chosen, so that it runs to
+    ``max_new_tokens`` or a stop string. ``is_public``: every namespace may share its prompt afterwards.
+    ``queue_timeout_s``: longest wait for a slot, in seconds.
     """
 
     prompt: Tokens

@@ -6,8 +6,9 @@ of the cells. Pure: no llama, no threads, no clock; time comes in as ``now`` and
 tests drive it by hand.
 
 The step: every decode row first, then chunks of prompts, of the tenant with least virtual time, until the
-token budget is spent. A sequence whose constraint has forced tokens has several decode rows. With nobody decoding, prompts take the whole step, of half a second at most. Where
-prompts and answers are cheaper apart they take turns, each in steps of their own.
+token budget is spent. A sequence whose constraint has forced tokens has several decode rows. With nobody
+decoding, prompts take the whole step, of half a second at most. Where prompts and answers are cheaper apart
+they take turns, each in steps of their own.
 """
 
 from collections import Counter

@@ -89,6 +89,11 @@ class Model:
         return self.metadata.get("tokenizer.chat_template")
 
     @property
+    def tool_template(self) -> str | None:
+        """Another one, for conversations with tools, which some files carry."""
+        return self.metadata.get("tokenizer.chat_template.tool_use")
+
+    @property
     def is_encoder(self) -> bool:
         """Whether the model only reads (bert and its kin): it embeds and cannot generate."""
         return self.metadata.get(f"{self.architecture}.attention.causal") == "false"

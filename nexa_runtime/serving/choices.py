@@ -37,6 +37,11 @@ class Choice:
     finish_reason: FinishReason = FinishReason.ABORT
     logprobs: list[TokenLogprobs] = field(default_factory=list)
 
+    @property
+    def mean_logprob(self) -> float:
+        """Of the tokens whose log-probabilities were asked for."""
+        return sum(one.logprob for one in self.logprobs) / max(len(self.logprobs), 1)
+
     def take(self, delta: ChoiceDelta) -> None:
         """Append what came."""
         self.text += delta.text

@@ -33,6 +33,8 @@ _log = get_logger("serving")
 ResultT = TypeVar("ResultT")
 
 _NUM_PROMPT_THREADS = 4
+_NUM_COMPILE_THREADS = 1
+"""Grammars have threads of their own: one that takes long keeps no prompt waiting."""
 
 
 class Dispatcher:
@@ -51,6 +53,7 @@ class Dispatcher:
         """Keys of public prefixes that are still computed."""
         self._is_stopping = False
         self._threads = anyio.CapacityLimiter(_NUM_PROMPT_THREADS)
+        self._compile_threads = anyio.CapacityLimiter(_NUM_COMPILE_THREADS)
 
     @property
     def is_ready(self) -> bool:
@@ -92,8 +95,9 @@ class Dispatcher:
 
     async def close(self) -> None:
         """After ``stop``: free the models, once no worker thread uses them any more."""
-        for _ in range(_NUM_PROMPT_THREADS):
-            await self._threads.acquire_on_behalf_of(object())
+        for limiter in (self._threads, self._compile_threads):
+            for _ in range(int(limiter.total_tokens)):
+                await limiter.acquire_on_behalf_of(object())
         await self.pool.close()
 
     def admit(self, tenant: Tenant, count: int) -> Ticket:
@@ -166,6 +170,10 @@ class Dispatcher:
     async def prepare(self, function: Callable[[], ResultT]) -> ResultT:
         """Run what renders and tokenizes in a worker thread, which has ended when this has."""
         return await run_to_end(function, limiter=self._threads)
+
+    async def compile(self, function: Callable[[], ResultT]) -> ResultT:
+        """As ``prepare``, for what compiles a grammar."""
+        return await run_to_end(function, limiter=self._compile_threads)
 
     def connect(self, key: int, receiver: Callable[[News], None]) -> None:
         """From now on ``receiver`` gets the news of ``key``, on the event loop."""

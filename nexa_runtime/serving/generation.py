@@ -7,15 +7,16 @@ Owns when it ends and that what it held is given back once, however it ends. Liv
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import anyio
 
+from nexa_runtime.chat.dialects.base import Parser
 from nexa_runtime.engine.generation_lane import Delta, GenerationRequest
 from nexa_runtime.engine.model_engine import News
-from nexa_runtime.engine.sequence import FinishReason
 from nexa_runtime.errors import NexaError, RequestTimeoutError
+from nexa_runtime.serving.choices import Choice, ChoiceDelta, Timings
 from nexa_runtime.serving.dispatcher import Dispatcher
 from nexa_runtime.serving.pool import ModelLease
 from nexa_runtime.telemetry import get_logger
@@ -25,17 +26,19 @@ _log = get_logger("serving")
 
 
 @dataclass(frozen=True, slots=True)
-class ChoiceDelta:
-    """News of one choice of a request: ``text`` to append, and the end with ``finish_reason``."""
+class PromptChoices:
+    """One prompt and its choices: what reads the text of each, and the text that comes before it."""
 
-    index: int
-    text: str
-    finish_reason: FinishReason | None
+    num_tokens: int
+    parsers: tuple[Parser | None, ...]
+    echo: str = ""
 
 
 @dataclass(slots=True)
 class Usage:
-    """Tokens of a request so far. ``cached_tokens``: prompt tokens whose KV was there already."""
+    """Tokens of a request so far; a prompt counts once, however many choices it has. ``cached_tokens``: those
+    of prompts whose KV was there before any choice was begun.
+    """
 
     prompt_tokens: int
     completion_tokens: int = 0
@@ -51,8 +54,19 @@ class _Inbox:
     news: asyncio.Event = field(default_factory=asyncio.Event)
 
 
+@dataclass(slots=True)
+class _Running:
+    """One choice. ``prompt``: which one it answers. ``num_cached`` and ``num_done`` of its tokens."""
+
+    prompt: int
+    parser: Parser | None
+    num_new: int = 0
+    num_cached: int = 0
+    num_done: int = 0
+
+
 class Generation:
-    """One request that runs: a choice per prompt. ``close`` ends it, however far it is; call it always.
+    """One request that runs: choices per prompt. ``close`` ends it, however far it is; call it always.
 
     What it holds (its place, its lease) is given back when the engine has ended its sequences: at once, or a
     step later.
@@ -64,9 +78,11 @@ class Generation:
         *,
         lease: ModelLease,
         ticket: Ticket,
-        prompt_tokens: Sequence[int],
+        prompts: Sequence[PromptChoices],
+        num_kept: int,
         clamped_max_tokens: int | None,
     ) -> None:
+        """``num_kept``: of the choices of each prompt, how many ``best`` is to leave."""
         self._dispatcher = dispatcher
         self._ticket = ticket
         self._lease = lease
@@ -75,14 +91,17 @@ class Generation:
         """The name that the client used, or the model's id."""
         self.clamped_max_tokens = clamped_max_tokens
         """What ``max_tokens`` was lowered to, for the choice with least room, if it was."""
-        self.usage = Usage(prompt_tokens=sum(prompt_tokens))
-        self.num_choices = len(prompt_tokens)
-        self.keys = [dispatcher.new_key() for _ in prompt_tokens]
+        self.usage = Usage(prompt_tokens=sum(one.num_tokens for one in prompts))
+        self._prompts = prompts
+        self._num_kept = num_kept
+        self._running = [
+            _Running(number, parser) for number, one in enumerate(prompts) for parser in one.parsers
+        ]
+        self.num_choices = len(self._running)
+        self.keys = [dispatcher.new_key() for _ in self._running]
         self._index = {key: index for index, key in enumerate(self.keys)}
-        self._num_new = [0] * self.num_choices
         self._num_open = 0
         """Sequences that the engine has and has not ended."""
-        self._num_done_tokens = 0
         self._has_ended = False
         """Whether all of it ended before it was closed."""
         self._inbox = _Inbox()
@@ -140,7 +159,7 @@ class Generation:
         usage = self.usage
         self._lease.release()
         self._ticket.settle(
-            prompt_tokens=self._num_done_tokens,
+            prompt_tokens=sum(max(one.num_done for one in group) for group in self._groups()),
             cached_tokens=usage.cached_tokens,
             completion_tokens=usage.completion_tokens,
         )
@@ -166,19 +185,58 @@ class Generation:
             self._dispatcher.connect(key, self._take)
             self.model.engine.submit(key, request)
             self._num_open += 1
+        for index, one in enumerate(self._running):
+            if echo := self._prompts[one.prompt].echo:
+                self._inbox.deltas.append(ChoiceDelta(index, echo))
+
+    @property
+    def pieces(self) -> Sequence[bytes]:
+        """The bytes of each token, control tokens spelled out."""
+        return self.model.model.vocab.special_pieces
+
+    def timings(self) -> Timings:
+        """Where the time went up to now."""
+        total_s = time.monotonic() - self._opened_at
+        queue_s = self._queue_s or 0.0
+        first_s = total_s if self._first_text_s is None else self._first_text_s
+        return Timings(queue_s, max(first_s - queue_s, 0.0), max(total_s - first_s, 0.0))
+
+    def best(self, choices: Sequence[Choice]) -> list[Choice]:
+        """Of the choices of each prompt the likeliest per token, as many as the client wants."""
+        kept: list[Choice] = []
+        for number in range(len(self._prompts)):
+            group = [
+                choice for one, choice in zip(self._running, choices, strict=True) if one.prompt == number
+            ]
+            if len(group) > self._num_kept:
+                group.sort(key=lambda choice: choice.mean_logprob, reverse=True)
+            kept += group[: self._num_kept]
+        return kept
+
+    def _groups(self) -> list[list[_Running]]:
+        """The choices of each prompt."""
+        groups: list[list[_Running]] = [[] for _ in self._prompts]
+        for one in self._running:
+            groups[one.prompt].append(one)
+        return groups
 
     def _take(self, delta: News) -> None:
         assert isinstance(delta, Delta)
         index = self._index[delta.key]
-        self._num_new[index] = delta.num_new_tokens
-        self.usage.completion_tokens = sum(self._num_new)
+        one = self._running[index]
+        self.usage.completion_tokens += delta.num_new_tokens - one.num_new
+        one.num_new = delta.num_new_tokens
         if delta.text and self._first_text_s is None:
             self._first_text_s = time.monotonic() - self._opened_at
         if delta.finish_reason is not None:
             self._num_open -= 1
-            self._num_done_tokens += delta.num_done_tokens
+            one.num_cached, one.num_done = delta.num_cached_tokens, delta.num_done_tokens
             self._queue_s = max(self._queue_s or 0.0, delta.queue_s)
-            self.usage.cached_tokens += delta.num_cached_tokens
+            if not self._num_open:
+                # What one choice has computed is cached for the next; that says nothing of the prompt.
+                self.usage.cached_tokens = sum(
+                    min(each.num_cached for each in group) for group in self._groups()
+                )
         if self._is_closed:
             if not self._num_open:
                 self._settle()
@@ -188,8 +246,8 @@ class Generation:
         if delta.error is not None:
             self._inbox.error = delta.error
             self._abort()
-        elif delta.text or delta.finish_reason is not None:
-            self._inbox.deltas.append(ChoiceDelta(index, delta.text, delta.finish_reason))
+        else:
+            self._inbox.deltas += _read(index, one.parser, delta)
         self._inbox.news.set()
 
     def _ending(self) -> str:
@@ -202,3 +260,19 @@ class Generation:
         if self._num_open:
             for key in self.keys:
                 self.model.engine.abort(key)
+
+
+def _read(index: int, parser: Parser | None, delta: Delta) -> Iterator[ChoiceDelta]:
+    """What a sequence's news say of its choice."""
+    reason, logprobs = delta.finish_reason, delta.logprobs
+    if parser is None:
+        if delta.text or logprobs or reason is not None:
+            yield ChoiceDelta(index, delta.text, finish_reason=reason, logprobs=logprobs)
+        return
+    parts = parser.feed(delta.text) if delta.text else []
+    if reason is not None:
+        parts += parser.finish()
+    for part in parts:
+        yield ChoiceDelta(index, part.content, part.reasoning, part.call)
+    if logprobs or reason is not None:
+        yield ChoiceDelta(index, finish_reason=reason, logprobs=logprobs)

@@ -1,37 +1,31 @@
-"""From messages or prompts to sequences that run.
+"""From conversations or prompts to sequences that run.
 
 Owns what a request asks for and what its tenant may have. ``GenerationService`` lives on the event loop;
-prompts are rendered and tokenized in worker threads. It knows no wire format: ``server/routes`` and ``cli``
-call it.
+prompts are rendered and tokenized, and grammars compiled, in worker threads. It knows no wire format:
+``server/routes`` and ``cli`` call it.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from nexa_runtime.chat.constraint import Constraint
 from nexa_runtime.chat.grammar import GrammarSource
-from nexa_runtime.chat.messages import Message
+from nexa_runtime.chat.messages import Conversation
 from nexa_runtime.engine.generation_lane import GenerationRequest
 from nexa_runtime.errors import NexaError
 from nexa_runtime.llama import SamplingParams
+from nexa_runtime.serving.answering import Answering, answer_chat, grammar_of, render_chat
 from nexa_runtime.serving.dispatcher import Dispatcher
-from nexa_runtime.serving.generation import Generation
+from nexa_runtime.serving.generation import Generation, PromptChoices
 from nexa_runtime.serving.loaded import Kind, LoadedModel
 from nexa_runtime.serving.pool import ModelLease
-from nexa_runtime.serving.prompts import (
-    Prompt,
-    Tokens,
-    check_bias,
-    check_size,
-    prompt_tokens,
-    too_long,
-    with_bos,
-)
+from nexa_runtime.serving.prompts import Prompt, check_tokens, prompt_text, read_prompt, too_long
 from nexa_runtime.serving.tenants import max_sequence_tokens, namespace_of, share_of
 from nexa_runtime.telemetry import get_logger
 from nexa_runtime.tenancy.admission import Ticket
-from nexa_runtime.tenancy.tenant import Tenant
+from nexa_runtime.tenancy.tenant import Limits, Tenant
 
 _MAX_LOGGED_CHARS = 8192
 
@@ -58,6 +52,11 @@ class GenerationOptions:
     echo: bool = False
     suffix: str | None = None
 
+    @property
+    def num_sequences(self) -> int:
+        """Sequences that run for each prompt."""
+        return max(self.num_choices, self.best_of or 0)
+
 
 class GenerationService:
     """Opens generations, on the dispatcher's event loop."""
@@ -68,27 +67,28 @@ class GenerationService:
     async def open_chat(
         self,
         tenant: Tenant,
-        messages: Sequence[Message],
+        conversation: Conversation,
         options: GenerationOptions,
         *,
         is_patient: bool = True,
     ) -> Generation:
-        """Start the answer to a conversation. ``is_patient``: wait while the model is loaded.
+        """Start the answers to a conversation. ``is_patient``: wait while the model is loaded.
 
         Raises ``RequestError``, ``TenantLimitError``, ``BoxBusyError``.
         """
 
-        def tokenize(model: LoadedModel, max_tokens: int) -> list[Tokens]:
-            vocab = model.model.vocab
-            prompt = model.template.render(messages)
-            check_size(vocab, prompt.text, max_tokens=max_tokens, param="messages")
-            return [with_bos(vocab, vocab.tokenize_guarded(prompt.text, prompt.guard))]
+        async def prepare(model: LoadedModel) -> list[Answering]:
+            max_tokens = max_sequence_tokens(tenant, model)
+            chat = await self._dispatcher.prepare(lambda: render_chat(model, conversation, max_tokens))
+            source = grammar_of(model.dialect, conversation, chat.tools) or options.grammar
+            constraint = await self._compile(tenant, model, source)
+            return [answer_chat(model, conversation, chat, constraint)]
 
-        ticket = self._dispatcher.admit(tenant, 1)
+        ticket = self._dispatcher.admit(tenant, options.num_sequences)
         with _settled_on_error(ticket):
             lease = await self._dispatcher.lease(tenant, options.model, Kind.CHAT, is_patient=is_patient)
-            _log_prompt(tenant, [message.content or "" for message in messages])
-            return await self._start(ticket, lease, tokenize, options, param="messages")
+            _log_prompt(tenant, [message.content or "" for message in conversation.messages])
+            return await self._start(ticket, lease, prepare, options, param="messages")
 
     async def open_completion(
         self,
@@ -98,85 +98,129 @@ class GenerationService:
         *,
         is_patient: bool = True,
     ) -> Generation:
-        """Start the continuation of one or more prompts, a choice each. As ``open_chat``.
+        """Start the continuations of one or more prompts. As ``open_chat``.
 
         A text prompt is the client's own template: control tokens that it spells out are control tokens.
         """
 
-        def tokenize(model: LoadedModel, max_tokens: int) -> list[Tokens]:
+        async def prepare(model: LoadedModel) -> list[Answering]:
+            max_tokens = max_sequence_tokens(tenant, model)
             vocab = model.model.vocab
-            for prompt in prompts:
-                if isinstance(prompt, str):
-                    check_size(vocab, prompt, max_tokens=max_tokens, param="prompt")
-            return [prompt_tokens(vocab, prompt, param="prompt") for prompt in prompts]
+            read = await self._dispatcher.prepare(
+                lambda: [read_prompt(vocab, one, options.suffix, max_tokens=max_tokens) for one in prompts]
+            )
+            constraint = await self._compile(tenant, model, options.grammar)
+            start_mask = None if constraint is None else lambda _: constraint.start()
+            echoes = [prompt_text(vocab, one) if options.echo else "" for one in prompts]
+            return [Answering(one, start_mask, echo=echo) for one, echo in zip(read, echoes, strict=True)]
 
-        ticket = self._dispatcher.admit(tenant, len(prompts))
+        ticket = self._dispatcher.admit(tenant, len(prompts) * options.num_sequences)
         with _settled_on_error(ticket):
             lease = await self._dispatcher.lease(
                 tenant, options.model, Kind.COMPLETION, is_patient=is_patient
             )
             _log_prompt(tenant, [prompt for prompt in prompts if isinstance(prompt, str)])
-            return await self._start(ticket, lease, tokenize, options, param="prompt")
+            return await self._start(ticket, lease, prepare, options, param="prompt")
+
+    async def _compile(
+        self, tenant: Tenant, model: LoadedModel, source: GrammarSource | None
+    ) -> Constraint | None:
+        if source is None:
+            return None
+        return await self._dispatcher.compile(lambda: model.constraints.compile(source, tenant.id))
 
     async def _start(
         self,
         ticket: Ticket,
         lease: ModelLease,
-        tokenize: Callable[[LoadedModel, int], list[Tokens]],
+        prepare: Callable[[LoadedModel], Awaitable[list[Answering]]],
         options: GenerationOptions,
         param: str,
     ) -> Generation:
         model, tenant = lease.model, ticket.tenant
         try:
-            check_bias(model.model.vocab, options.logit_bias)
-            max_tokens = max_sequence_tokens(tenant, model)
-            prompts = await self._dispatcher.prepare(lambda: tokenize(model, max_tokens))
-            requests = [self._request(tenant, model, prompt, options, param) for prompt in prompts]
-            ticket.reserve(sum(len(one.prompt) + one.max_new_tokens for one in requests))
+            check_tokens(model.model.vocab, options.sampling.get("logit_bias", ()), options.stop_token_ids)
+            answerings = await prepare(model)
+            groups = [self._requests(tenant, model, one, options, param) for one in answerings]
+            ticket.reserve(
+                sum(len(one[0].prompt) + sum(each.max_new_tokens for each in one) for one in groups)
+            )
         except BaseException:
             lease.release()
             raise
-        shortest = min(request.max_new_tokens for request in requests)
+        shortest = min(request.max_new_tokens for group in groups for request in group)
         asked = options.max_tokens
         generation = Generation(
             self._dispatcher,
             lease=lease,
             ticket=ticket,
-            prompt_tokens=[len(prompt) for prompt in prompts],
+            prompts=[
+                PromptChoices(
+                    len(group[0].prompt),
+                    tuple(None if one.make_parser is None else one.make_parser() for _ in group),
+                    one.echo,
+                )
+                for one, group in zip(answerings, groups, strict=True)
+            ],
+            num_kept=options.num_choices,
             clamped_max_tokens=shortest if asked is not None and shortest < asked else None,
         )
         try:
-            generation.start(requests)
+            generation.start([request for group in groups for request in group])
         except NexaError:
             generation.close()
             raise
         return generation
 
-    def _request(
-        self, tenant: Tenant, model: LoadedModel, prompt: Tokens, options: GenerationOptions, param: str
-    ) -> GenerationRequest:
+    def _requests(
+        self, tenant: Tenant, model: LoadedModel, one: Answering, options: GenerationOptions, param: str
+    ) -> list[GenerationRequest]:
+        """The sequences of one prompt, which the engine computes once for all of them."""
         limits = tenant.limits
         max_tokens = max_sequence_tokens(tenant, model)
-        room = max_tokens - len(prompt)
+        room = max_tokens - len(one.prompt)
         if room < 1:
-            raise too_long(len(prompt), max_tokens, param)
-        if limits.temperature is not None and options.temperature is None:
-            options = replace(options, temperature=limits.temperature)
-        sampling = options.sampling(model.sampling)
-        if options.ignore_eos:
-            sampling = replace(sampling, banned=model.model.vocab.eog_tokens)
+            raise too_long(len(one.prompt), max_tokens, param)
         room = min(room, limits.max_output_tokens or room)
         default = self._dispatcher.settings.default_max_tokens
-        return GenerationRequest(
-            prompt=prompt,
-            max_new_tokens=min(options.max_tokens or default or room, room),
-            sampling=sampling,
-            share=share_of(tenant, model),
-            cache_namespace=namespace_of(tenant, model),
-            stops=options.stops,
-            ignore_eos=options.ignore_eos,
-            queue_timeout_s=limits.queue_timeout_s,
-        )
+        max_new_tokens = min(options.max_tokens or default or room, room)
+        sampling = _sampling(options, model, limits)
+        return [
+            GenerationRequest(
+                prompt=one.prompt,
+                max_new_tokens=max_new_tokens,
+                sampling=_with_seed(sampling, number),
+                share=share_of(tenant, model),
+                cache_namespace=namespace_of(tenant, model),
+                mask=None if one.start_mask is None else one.start_mask(max_new_tokens),
+                stops=() if one.ignores_stops else options.stops,
+                stop_tokens=frozenset(options.stop_token_ids),
+                markers=one.markers,
+                ignore_eos=options.ignore_eos,
+                queue_timeout_s=limits.queue_timeout_s,
+            )
+            for number in range(options.num_sequences)
+        ]
+
+
+def _sampling(options: GenerationOptions, model: LoadedModel, limits: Limits) -> SamplingParams:
+    """The model's defaults, the tenant's, and what the client said."""
+    end_tokens = model.model.vocab.eog_tokens
+    said = dict(options.sampling)
+    if limits.temperature is not None:
+        said.setdefault("temperature", limits.temperature)
+    if options.ignore_eos:
+        said["banned"] = end_tokens
+    if options.num_sequences > options.num_choices:
+        said.setdefault("num_logprobs", 0)
+    if said.get("penalty_last_n") == -1:
+        said["penalty_last_n"] = model.model.context_tokens
+    return replace(model.sampling, end_tokens=end_tokens | frozenset(options.stop_token_ids), **said)
+
+
+def _with_seed(sampling: SamplingParams, number: int) -> SamplingParams:
+    """Choices with the same seed would be the same."""
+    return sampling if sampling.seed is None or not number else replace(sampling, seed=sampling.seed + number)
 
 
 @contextmanager

@@ -7,6 +7,8 @@ import ctypes
 from dataclasses import dataclass
 from enum import Enum
 
+from nexa_runtime.chat.constraint import ConstraintCompiler
+from nexa_runtime.chat.dialects.base import Dialect
 from nexa_runtime.chat.template import ChatTemplate
 from nexa_runtime.engine.model_engine import ModelEngine
 from nexa_runtime.engine.sequence import Tokens
@@ -31,7 +33,7 @@ class LoadedModel:
     ``context``: None for a model that only embeds. ``max_sequence_tokens``: prompt and answer of one
     sequence. ``max_embedding_tokens``: one input to embed. ``sampling``: what holds where a client is silent.
     ``memory_bytes``: weights, the KV cells that it has, and buffers. ``public_prefixes``: what every tenant
-    may share.
+    may share. ``tool_template``: for conversations with tools, where the file has one of their own.
     """
 
     names: tuple[str, ...]
@@ -41,12 +43,15 @@ class LoadedModel:
     context: Context | None
     engine: ModelEngine
     template: ChatTemplate
+    dialect: Dialect
+    constraints: ConstraintCompiler
     sampling: SamplingParams
     slots: int
     max_sequence_tokens: int
     max_embedding_tokens: int
     memory_bytes: int
     public_prefixes: tuple[Tokens, ...] = ()
+    tool_template: ChatTemplate | None = None
 
     @property
     def id(self) -> str:

@@ -8,6 +8,8 @@ import math
 import time
 from pathlib import Path
 
+from nexa_runtime.chat.constraint import ConstraintCompiler
+from nexa_runtime.chat.dialects.registry import choose
 from nexa_runtime.chat.template import CHATML, ChatTemplate, TemplateSyntaxError
 from nexa_runtime.config import EngineSettings, ModelSettings, Settings
 from nexa_runtime.engine.budget import MIN_PREFILL_TOKENS
@@ -133,6 +135,7 @@ class Loader:
             description=model.description,
             parameters=model.num_parameters,
             kinds=sorted(kind.value for kind in loaded.kinds),
+            dialect=loaded.dialect.name,
             slots=loaded.slots,
             kv_cells=loaded.num_cells,
             max_sequence_tokens=loaded.max_sequence_tokens,
@@ -242,7 +245,15 @@ def _make_loaded(
             cell_bytes=cell_bytes,
         )
         generation = _make_lane(model, context, accounts, settings, host_cache)
-    template = _make_template(model, options.chat_template)
+    source = options.chat_template or model.chat_template
+    tool_source = None if options.chat_template else model.tool_template
+    if source is None:
+        _log.warning("no_chat_template", model=model.name, using="ChatML")
+    template = _make_template(model, source or CHATML)
+    try:
+        dialect = choose(tool_source or source or CHATML, model.vocab.special_texts, options.dialect)
+    except ValueError as error:
+        raise ModelFileError(model.path, f"its entry in the catalog is wrong: {error}") from None
     public_prefixes = _public_prefixes(model, context, template, settings)
     max_sequence_tokens = 0
     if context is not None:
@@ -256,6 +267,9 @@ def _make_loaded(
         context=context,
         engine=ModelEngine(generation=generation, embedding=embedding),
         template=template,
+        tool_template=None if tool_source is None else _make_template(model, tool_source),
+        dialect=dialect,
+        constraints=ConstraintCompiler(model.vocab),
         sampling=_default_sampling(model),
         slots=settings.slots,
         max_sequence_tokens=max_sequence_tokens,
@@ -358,19 +372,14 @@ def _make_lane(
     return GenerationLane(runner=Runner(context, via=via), scheduler=scheduler, vocab=model.vocab)
 
 
-def _make_template(model: Model, override: str | None) -> ChatTemplate:
+def _make_template(model: Model, source: str) -> ChatTemplate:
     vocab = model.vocab
-    source = override or model.chat_template
-    if source is None:
-        _log.warning("no_chat_template", model=model.name, using="ChatML")
     texts = [
         vocab.special_pieces[token].decode("utf-8", "replace") if token >= 0 else ""
         for token in (vocab.bos_token, vocab.eos_token)
     ]
     try:
-        return ChatTemplate(
-            source or CHATML, bos_text=texts[0], eos_text=texts[1], control_texts=vocab.control_texts
-        )
+        return ChatTemplate(source, bos_text=texts[0], eos_text=texts[1], control_texts=vocab.control_texts)
     except TemplateSyntaxError as error:
         raise ModelFileError(model.path, f"its chat template is not valid Jinja ({error})") from None
 

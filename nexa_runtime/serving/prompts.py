@@ -37,6 +37,38 @@ def too_long(
     )
 
 
+def read_prompt(vocab: Vocab, prompt: Prompt, suffix: str | None, *, max_tokens: int) -> Tokens:
+    """The tokens of a completion's prompt; with a ``suffix``, of what is to be filled in before it.
+
+    Raises ``InvalidRequestError``.
+    """
+    for text, param in ((prompt, "prompt"), (suffix, "suffix")):
+        if isinstance(text, str):
+            check_size(vocab, text, max_tokens=max_tokens, param=param)
+    if suffix is None:
+        return prompt_tokens(vocab, prompt, param="prompt")
+    if min(vocab.fim_prefix, vocab.fim_suffix, vocab.fim_middle) < 0:
+        message = "suffix: this model has no tokens for filling in between a prompt and a suffix."
+        raise InvalidRequestError(message, param="suffix")
+    before = _plain_tokens(vocab, prompt)
+    after = vocab.tokenize(suffix, parse_special=False)
+    marks = ([vocab.fim_prefix], before, [vocab.fim_suffix], after, [vocab.fim_middle])
+    return with_bos(vocab, np.concatenate([np.asarray(part, dtype=np.int32) for part in marks]))
+
+
+def prompt_text(vocab: Vocab, prompt: Prompt) -> str:
+    """A prompt as text, control tokens spelled out."""
+    if isinstance(prompt, str):
+        return prompt
+    return b"".join(vocab.special_pieces[token] for token in prompt).decode("utf-8", "replace")
+
+
+def _plain_tokens(vocab: Vocab, prompt: Prompt) -> Tokens:
+    if isinstance(prompt, str):
+        return vocab.tokenize(prompt, parse_special=False)
+    return prompt_tokens(vocab, prompt, param="prompt")
+
+
 def prompt_tokens(vocab: Vocab, prompt: Prompt, *, param: str) -> Tokens:
     """A client's own text or token ids as tokens, at least one. Raises ``InvalidRequestError``."""
     if isinstance(prompt, str):
@@ -57,8 +89,13 @@ def with_bos(vocab: Vocab, tokens: Tokens) -> Tokens:
     return np.concatenate([np.array([vocab.bos_token], dtype=np.int32), tokens])
 
 
-def check_bias(vocab: Vocab, logit_bias: Sequence[tuple[int, float]]) -> None:
-    for token, _ in logit_bias:
-        if not 0 <= token < vocab.size:
-            message = f"logit_bias names the token {token}; this model has 0 to {vocab.size - 1}."
-            raise InvalidRequestError(message, param="logit_bias")
+def check_tokens(
+    vocab: Vocab, logit_bias: Sequence[tuple[int, float]], stop_token_ids: Sequence[int]
+) -> None:
+    """Refuse token ids that the model has not."""
+    biased = [token for token, _ in logit_bias]
+    for param, tokens in (("logit_bias", biased), ("stop_token_ids", stop_token_ids)):
+        for token in tokens:
+            if not 0 <= token < vocab.size:
+                message = f"{param} names the token {token}; this model has 0 to {vocab.size - 1}."
+                raise InvalidRequestError(message, param=param)

@@ -108,6 +108,7 @@ class EngineOptions(_Part):
     slots: int | None = Field(default=None, ge=1, le=128)
     lora: tuple[LoraAdapter, ...] = Field(default=(), max_length=16, strict=False)
     chat_template: str | None = Field(default=None, min_length=1, max_length=1_000_000)
+    dialect: str | None = Field(default=None, min_length=1, max_length=40)
 
 
 class ModelSpec(_Part):

@@ -227,6 +227,57 @@ async def _flood(race: Race) -> Measures:
     return {"quiet_ttft_ms": ttft, "flood_per_s": num_new / (end - begin - 10), "questions": len(quiet)}
 
 
+_ORDERS = {
+    "type": "object",
+    "properties": {
+        "orders": {
+            "type": "array",
+            "minItems": 20,
+            "maxItems": 20,
+            "items": {
+                "type": "object",
+                "properties": {
+                    "product": {"type": "string", "maxLength": 20},
+                    "quantity": {"type": "integer", "minimum": 1, "maximum": 500},
+                    "status": {"enum": ["new", "paid", "sent", "returned"]},
+                    "is_gift": {"type": "boolean"},
+                },
+                "required": ["product", "quantity", "status", "is_gift"],
+                "additionalProperties": False,
+            },
+        }
+    },
+    "required": ["orders"],
+    "additionalProperties": False,
+}
+"""JSON of this schema is longer than any answer of the row, so that both servers make as many tokens."""
+
+
+async def _json(race: Race) -> Measures:
+    """Eight clients, 118 words, 64 tokens: JSON of one schema, and free text, in turns of eight requests."""
+    form = {"type": "json_schema", "json_schema": {"name": "orders", "schema": _ORDERS, "strict": True}}
+    seconds = {"json": 0.0, "plain": 0.0}
+    seen: dict[str, list[Result]] = {"json": [], "plain": []}
+    for index in range(6):
+        kind = ("plain", "json")[index % 2]
+        extra = {"response_format": form} if kind == "json" else {}
+        bodies = [
+            streamed(
+                {"messages": [{"role": "user", "content": race.own_words(118)}], **extra}, 64, seed=number
+            )
+            for number in range(8)
+        ]
+        results, elapsed_s = await _closed_loop(race, bodies, 8)
+        seen[kind] += results
+        seconds[kind] += elapsed_s
+    speeds = {kind: _tokens(seen[kind])["output_tokens"] / seconds[kind] for kind in seen}
+    return _tokens(seen["json"]) | {
+        "tokens_per_s": speeds["json"],
+        "plain_per_s": speeds["plain"],
+        "json_to_plain": speeds["json"] / speeds["plain"],
+    }
+
+
 async def _embed(race: Race) -> Measures:
     """64 texts of 12 words in one request; the median of nine after one to warm up."""
     times = []
@@ -282,6 +333,7 @@ ROWS = [
             Metric("flood_per_s", "the flood's own output tokens/s", 0.9),
         ),
     ),
+    Row("json", _json, _per_s("8 clients, JSON of a schema", 2.0)),
     Row("embed", _embed, (Metric("texts_per_s", "64 short texts embedded: texts/s", 1.0),), model="embed"),
     Row("overhead", _overhead, _per_s("64 clients on the demo model", 0.8), model="demo", slots=64),
 ]
