@@ -26,7 +26,6 @@ from nexa_runtime.engine.sequence import (
 from nexa_runtime.errors import DecodeError
 from tests.engine.fakes import END, FakeRunner
 
-
 CONSTRAINED = frozenset(["c"])
 """Tenants whose answers have forced tokens."""
 
