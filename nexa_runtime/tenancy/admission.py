@@ -246,7 +246,8 @@ class Admission:
         places = min(slots, limits.max_concurrency or slots) + limits.max_queue
         most = min(places, slots + self._max_queue)
         if count > most:
-            raise InvalidRequestError(f"At most {most} prompts are taken at once.", param="prompt")
+            message = f"At most {most} answers are made at once, and this asks for {count}."
+            raise InvalidRequestError(message)
         if account.num_open + count > places:
             raise TenantQueueFullError(limits.max_queue, self._pace.appointment_s(self._clock()))
         # A tenant below its equal part of the queue is let in all the same: a flood fills only its own.

@@ -468,7 +468,7 @@ def test_more_prompts_than_the_server_can_ever_take_is_400(make_server: Any) -> 
     server = make_server(NEXA_SLOTS=1, NEXA_MAX_QUEUE=1)
     response = server.http.post("/v1/completions", json={"prompt": ["a", "b", "c"], "max_tokens": 1})
     assert response.status_code == 400
-    assert "At most 2 prompts" in error_of(response)["message"]
+    assert "At most 2 answers" in error_of(response)["message"]
 
 
 def test_odd_paths(server: LiveServer) -> None:

@@ -165,7 +165,7 @@ def test_a_flood_fills_its_own_part_of_the_queue_only() -> None:
 
 def test_more_prompts_than_can_ever_wait_are_a_bad_request() -> None:
     admission, _ = make(max_queue=2)
-    with pytest.raises(InvalidRequestError, match="At most 6 prompts"):
+    with pytest.raises(InvalidRequestError, match="At most 6 answers"):
         admission.admit(tenant(), slots=SLOTS, count=7)
 
 
