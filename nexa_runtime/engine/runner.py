@@ -29,6 +29,7 @@ from nexa_runtime.llama import (
     Sampler,
     SamplingParams,
     SavedRange,
+    TokenMask,
     restore_range,
     sample_greedy,
     save_range,
@@ -54,10 +55,10 @@ class Runner:
         self._samplers: dict[int, Sampler] = {}
         self._num_lost: Counter[int] = Counter()
 
-    def open(self, sequence: Sequence, params: SamplingParams) -> None:
+    def open(self, sequence: Sequence, params: SamplingParams, mask: TokenMask | None = None) -> None:
         """Make a sequence's sampler. Raises ``NexaError`` when ``params`` do not fit the vocabulary."""
         prompt = sequence.tokens(0, sequence.num_prompt)
-        self._samplers[sequence.key] = Sampler(params, self._context.vocab_size, prompt)
+        self._samplers[sequence.key] = Sampler(params, self._context.vocab, prompt, mask)
 
     def close(self, sequence: Sequence) -> None:
         """Free a sequence's sampler."""
@@ -180,19 +181,16 @@ class Runner:
             return
         logits = self._context.logits(len(keys))
         samplers = [self._samplers[key] for key in keys]
-        if all(sampler.params.is_plain_greedy for sampler in samplers):
+        if all(sampler.is_plain_greedy for sampler in samplers):
             best = sample_greedy(logits)
             if all(math.isfinite(row[token]) for row, token in zip(logits, best, strict=True)):
                 tokens.update(zip(keys, best, strict=True))
                 return
         for key, sampler, row in zip(keys, samplers, logits, strict=True):
             try:
-                token = sampler.sample(row)
+                tokens[key] = sampler.sample(row).tokens[0]
             except NexaError as error:
                 failed[key] = error
-            else:
-                sampler.accept(token)
-                tokens[key] = token
 
     def _retry(
         self, chunk: Chunk, tokens: dict[int, int], failed: dict[int, Exception], lost: set[int]
