@@ -76,7 +76,7 @@ class Preselection:
             # The chain's top-p needs the whole mass, so that cut is made here (and the chain leaves it out).
             return _top_p(row, best, params.top_p)
         if params.min_p > 0.0:
-            return np.flatnonzero(row >= best + math.log(params.min_p) - 1e-4)
+            return np.flatnonzero(row >= best + math.log(min(params.min_p, 1.0)) - 1e-4)
         return np.flatnonzero(row > -np.inf)
 
 
@@ -147,7 +147,7 @@ def _top_p(row: Logits, best: float, top_p: float) -> Ids:
     needed = top_p * float(weights.sum(dtype=np.float64))
     threshold = _FIRST_THRESHOLD
     while True:
-        ids = np.flatnonzero(row > best - threshold)
+        ids = np.flatnonzero(row >= best - threshold)  # among enormous ones, the best alone
         order = ids[np.argsort(-row[ids], kind="stable")]
         mass = np.cumsum(weights[order], dtype=np.float64)
         if mass[-1] >= needed or threshold > _LAST_THRESHOLD:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from nexa_runtime.errors import DecodeError
+from nexa_runtime.errors import DecodeError, LlamaGuardError
 from nexa_runtime.llama.candidates import Ids, best_id
 from nexa_runtime.llama.context import Logits
 from nexa_runtime.llama.lib import C
@@ -47,8 +47,10 @@ class Chain:
         C.llama_sampler_chain_add(self._pointer, sampler)
 
     def choose(self, ids: Ids | Tokens, logits: Logits) -> int:
-        """Choose one of ``ids``, of which there is at least one, by their ``logits``."""
+        """Choose one of ``ids`` by their ``logits``. Raises ``LlamaGuardError`` where there are none."""
         count = len(ids)
+        if not count:
+            raise LlamaGuardError("no candidates to choose from")
         if count > len(self._ids):
             self._reserve(max(count, 2 * len(self._ids)))
         self._ids[:count] = ids

@@ -60,24 +60,6 @@ _OFF: dict[str, dict[str, Any]] = {
 
 _MAX_FLOAT = 3.4e38
 _MAX_DYNAMIC_TEMPERATURE = 1000.0
-_LIMITS = {
-    "repeat_penalty": (1e-6, 1e6),
-    "frequency_penalty": (-1e6, 1e6),
-    "presence_penalty": (-1e6, 1e6),
-    "dynatemp_range": (-_MAX_FLOAT, _MAX_DYNAMIC_TEMPERATURE),
-    "dynatemp_exponent": (0.0, 1000.0),
-    "dry_multiplier": (0.0, 1e6),
-    "mirostat_tau": (-1e6, 1e6),
-    "mirostat_eta": (-1e6, 1e6),
-    "mirostat": (0, 2),
-    "num_logprobs": (0, math.inf),
-    "penalty_last_n": (-1, math.inf),
-    "dry_penalty_last_n": (-1, math.inf),
-    "dry_allowed_length": (0, math.inf),
-}
-"""Beyond them a logit inside llama.cpp's chain could become NaN, which its sorts answer by reading out of
-bounds.
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +136,28 @@ class SamplingParams:
         )
 
 
+_LIMITS: dict[str, tuple[float, float]] = {
+    **{field.name: (-_MAX_FLOAT, _MAX_FLOAT) for field in fields(SamplingParams) if field.type is float},
+    "logit_bias": (-_MAX_FLOAT, _MAX_FLOAT),
+    "repeat_penalty": (1e-6, 1e6),
+    "frequency_penalty": (-1e6, 1e6),
+    "presence_penalty": (-1e6, 1e6),
+    "dynatemp_range": (-_MAX_FLOAT, _MAX_DYNAMIC_TEMPERATURE),
+    "dynatemp_exponent": (0.0, 1000.0),
+    "dry_multiplier": (0.0, 1e6),
+    "mirostat_tau": (-1e6, 1e6),
+    "mirostat_eta": (-1e6, 1e6),
+    "mirostat": (0, 2),
+    "num_logprobs": (0, math.inf),
+    "penalty_last_n": (-1, math.inf),
+    "dry_penalty_last_n": (-1, math.inf),
+    "dry_allowed_length": (0, math.inf),
+}
+"""Beyond them a logit inside llama.cpp's chain could become NaN, which its sorts answer by reading out of
+bounds. Numbers without limits are cut to what can be.
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
     """What the model itself thought, before bias, penalties and constraints: natural logarithms of
@@ -206,7 +210,7 @@ def check(params: SamplingParams, vocab_size: int) -> None:
         if not 0 <= token < vocab_size:
             raise LlamaGuardError(f"a bias on token {token}, outside the vocabulary of {vocab_size} tokens")
         if bias != -math.inf:
-            _check_number("logit_bias", float(bias))
+            _check_number("logit_bias", bias)
     for token in params.banned | params.end_tokens:
         if not 0 <= token < vocab_size:
             raise LlamaGuardError(f"token {token}, outside the vocabulary of {vocab_size} tokens")
@@ -221,8 +225,6 @@ def check(params: SamplingParams, vocab_size: int) -> None:
 
 
 def _check_number(name: str, value: float) -> None:
-    if isinstance(value, float) and not abs(value) <= _MAX_FLOAT:
-        raise LlamaGuardError(f"{name} is no number that llama.cpp can hold")
     low, high = _LIMITS.get(name, (-math.inf, math.inf))
     if not low <= value <= high:
         raise LlamaGuardError(f"{name} is not from {low:g} to {high:g}")
