@@ -182,6 +182,18 @@ def test_without_top_k_only_the_same_tokens_are_ever_chosen(params: SamplingPara
     assert counts[best] / 2000 == pytest.approx(expected[0], abs=0.05)
 
 
+@pytest.mark.parametrize(
+    ("last_n", "is_seen"), [(-1, True), (2**40, True), (100, True), (99, False), (0, False)]
+)
+def test_penalties_look_back_so_far(last_n: int, is_seen: bool) -> None:
+    row = np.zeros(VOCAB, dtype=np.float32)
+    row[[PROMPT[0], 4000]] = 5.0, 4.0
+    params = SamplingParams(temperature=0.0, presence_penalty=2.0, penalty_last_n=last_n)
+    sampler = Sampler(params, toy_vocab(), PROMPT)
+    assert sampler.sample(row).tokens == (4000 if is_seen else PROMPT[0],)
+    sampler.close()
+
+
 def test_greedy_takes_the_largest_and_the_first_of_equals() -> None:
     rows = np.stack([logits(1), logits(2)])
     rows[0, [40, 70]] = 99.0
