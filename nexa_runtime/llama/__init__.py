@@ -13,14 +13,23 @@ from nexa_runtime.llama.embedding import MAX_INPUTS, EmbeddingContext, normalise
 from nexa_runtime.llama.mask import TokenMask
 from nexa_runtime.llama.model import Model
 from nexa_runtime.llama.planning import MemoryPlan, free_gpu_bytes, plan_memory
-from nexa_runtime.llama.sampler import Choice, Sampler, SamplingParams, TokenLogprobs, sample_greedy
+from nexa_runtime.llama.sampler import Sampler, sample_greedy
+from nexa_runtime.llama.sampling_params import (
+    MAX_DRY_BREAKERS,
+    SAMPLER_NAMES,
+    Choice,
+    SamplingParams,
+    TokenLogprobs,
+)
 from nexa_runtime.llama.state import SavedRange, restore_range, save_range
 from nexa_runtime.llama.vocab import Vocab
 
 __all__ = [
     "ATTENTION_TILE_ROWS",
+    "MAX_DRY_BREAKERS",
     "MAX_INPUTS",
     "MAX_SEQUENCE_IDS",
+    "SAMPLER_NAMES",
     "Batch",
     "Choice",
     "Context",

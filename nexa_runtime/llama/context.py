@@ -164,6 +164,7 @@ class Context:
             counts = f"{params.max_outputs} outputs for {params.num_sequence_ids} sequence ids"
             raise LlamaGuardError(counts)
         self.params = params
+        self.vocab = model.vocab
         self.vocab_size = model.vocab.size
         self._logits: Logits = np.empty((0, self.vocab_size), dtype=np.float32)
         self._logits_place = 0, 0

@@ -8,7 +8,7 @@ Source: ``llama_tokenize``, ``llama_token_to_piece``, ``llama_vocab_*``.
 
 import ctypes
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +28,7 @@ class Vocab:
     """Made by ``Model``; valid as long as the model is."""
 
     def __init__(self, pointer: object) -> None:
-        self._pointer = pointer
+        self.pointer = pointer
         self.size: int = C.llama_vocab_n_tokens(pointer)
         kind = C.llama_vocab_type(pointer)
         self._is_bpe = kind == C.LLAMA_VOCAB_TYPE_BPE
@@ -45,9 +45,20 @@ class Vocab:
         """First token of a text, or -1."""
         self.eos_token: int = C.llama_vocab_eos(pointer)
         self.adds_bos: bool = C.llama_vocab_get_add_bos(pointer)
+        self.fim_prefix: int = C.llama_vocab_fim_pre(pointer)
+        """Stands before the text in front of a gap, or -1; so the next two, after it and in the gap."""
+        self.fim_suffix: int = C.llama_vocab_fim_suf(pointer)
+        self.fim_middle: int = C.llama_vocab_fim_mid(pointer)
         control = _ATTR_UNKNOWN | _ATTR_CONTROL
         self.control_texts = self._texts(attributes, control)
         """Text of each control token → its id. A user's text must never turn into one of these."""
+        marked = {
+            text: token
+            for text, token in self._texts(attributes, _ATTR_USER_DEFINED).items()
+            if text.startswith("<") and text.endswith(">")
+        }
+        self.special_texts: Mapping[str, int] = marked | self._texts(attributes, _ATTR_CONTROL)
+        """Text → id of the tokens that no constraint on text may take for text."""
         self._special_texts = self._texts(attributes, control | _ATTR_USER_DEFINED)
         self._special_pattern = _alternatives(self._special_texts)
         self.max_piece_bytes: int | None = None
@@ -123,9 +134,7 @@ class Vocab:
         capacity = len(data) + 16
         tokens = np.empty(capacity, dtype=np.int32)
         pointer = tokens.ctypes.data_as(ctypes.POINTER(C.llama_token))
-        count = C.llama_tokenize(
-            self._pointer, data, len(data), pointer, capacity, add_special, parse_special
-        )
+        count = C.llama_tokenize(self.pointer, data, len(data), pointer, capacity, add_special, parse_special)
         if count < 0:
             raise LlamaGuardError(f"a text of {len(data)} bytes gave more than {capacity} tokens")
         return tokens[:count].copy()
@@ -134,10 +143,10 @@ class Vocab:
         buffer = ctypes.create_string_buffer(256)
         table: list[bytes] = []
         for token in range(self.size):
-            size = C.llama_token_to_piece(self._pointer, token, buffer, len(buffer), 0, special)
+            size = C.llama_token_to_piece(self.pointer, token, buffer, len(buffer), 0, special)
             if size < 0:
                 buffer = ctypes.create_string_buffer(-size)
-                size = C.llama_token_to_piece(self._pointer, token, buffer, len(buffer), 0, special)
+                size = C.llama_token_to_piece(self.pointer, token, buffer, len(buffer), 0, special)
             table.append(ctypes.string_at(buffer, size))
         return table
 

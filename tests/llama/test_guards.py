@@ -78,7 +78,7 @@ def test_a_token_outside_the_vocabulary(model: Model, batch: Batch, token: int) 
         batch.add(0, np.array([token], dtype=np.int32), 0, wants_logits=False)
     assert len(model.vocab.pieces) == len(model.vocab.special_pieces) == model.vocab.size
     with pytest.raises(LlamaGuardError, match=f"bias on token {token}"):
-        Sampler(SamplingParams(logit_bias=((token, 1.0),)), model.vocab.size, ONE)
+        Sampler(SamplingParams(logit_bias=((token, 1.0),)), model.vocab, ONE)
 
 
 @pytest.mark.parametrize("num_outputs", [0, 5])

@@ -1,69 +1,41 @@
 """The sampler against llama.cpp's own chain over the whole vocabulary."""
 
-import ctypes
 from collections import Counter
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nexa_runtime.errors import DecodeError
 from nexa_runtime.llama import Sampler, SamplingParams, sample_greedy
+from nexa_runtime.llama.candidates import best_ids
 from nexa_runtime.llama.lib import C
-from nexa_runtime.llama.sampler import best_ids
+from tests.llama.sampling import VOCAB, LlamaChain, Row, logits, toy_vocab
 
-VOCAB = 5000
 PROMPT = np.arange(100, dtype=np.int32)
 
-Row = npt.NDArray[np.float32]
 
-
-def logits(seed: int, scale: float = 3.0) -> npt.NDArray[np.float32]:
-    return (np.random.default_rng(seed).standard_normal(VOCAB) * scale).astype(np.float32)
-
-
-class FullChain:
+def llama_chain(params: SamplingParams) -> LlamaChain:
     """llama.cpp's samplers in its own order over every token, as ``common_sampler`` builds them."""
-
-    def __init__(self, params: SamplingParams) -> None:
-        self.chain = C.llama_sampler_chain_init(C.llama_sampler_chain_default_params())
-        if params.logit_bias:
-            biases = (C.llama_logit_bias * len(params.logit_bias))(*params.logit_bias)
-            self._add(C.llama_sampler_init_logit_bias(VOCAB, len(biases), biases))
-        self._add(
-            C.llama_sampler_init_penalties(
-                VOCAB,
-                params.penalty_last_n,
-                params.repeat_penalty,
-                params.frequency_penalty,
-                params.presence_penalty,
-            )
-        )
-        self._add(C.llama_sampler_init_top_k(params.top_k))
-        self._add(C.llama_sampler_init_top_p(params.top_p, 1))
-        self._add(C.llama_sampler_init_min_p(params.min_p, 1))
-        self._add(C.llama_sampler_init_temp(params.temperature))
-        self._add(C.llama_sampler_init_dist(params.seed))
-        for token in PROMPT[-params.penalty_last_n :]:
-            C.llama_sampler_accept(self.chain, int(token))
-
-    def _add(self, sampler: Any) -> None:
-        C.llama_sampler_chain_add(self.chain, sampler)
-
-    def sample(self, row: npt.NDArray[np.float32]) -> int:
-        data = (C.llama_token_data * VOCAB)(*((token, float(row[token]), 0.0) for token in range(VOCAB)))
-        array = C.llama_token_data_array(data=data, size=VOCAB, selected=-1, sorted=False)
-        C.llama_sampler_apply(self.chain, ctypes.byref(array))
-        return int(array.data[array.selected].id)
-
-    def accept(self, token: int) -> None:
-        C.llama_sampler_accept(self.chain, token)
-
-    def close(self) -> None:
-        C.llama_sampler_free(self.chain)
+    biases = (C.llama_logit_bias * len(params.logit_bias))(*params.logit_bias)
+    chain = LlamaChain(
+        C.llama_sampler_init_logit_bias(VOCAB, len(biases), biases),
+        C.llama_sampler_init_penalties(
+            VOCAB,
+            params.penalty_last_n,
+            params.repeat_penalty,
+            params.frequency_penalty,
+            params.presence_penalty,
+        ),
+        C.llama_sampler_init_top_k(params.top_k),
+        C.llama_sampler_init_top_p(params.top_p, 1),
+        C.llama_sampler_init_min_p(params.min_p, 1),
+        C.llama_sampler_init_temp(params.temperature),
+        C.llama_sampler_init_dist(params.seed),
+    )
+    chain.accept(*PROMPT[-params.penalty_last_n :])
+    return chain
 
 
 @pytest.mark.parametrize(
@@ -81,11 +53,10 @@ class FullChain:
     ids=lambda params: str(params.seed),
 )
 def test_choices_equal_those_of_the_full_chain(params: SamplingParams) -> None:
-    ours, theirs = Sampler(params, VOCAB, PROMPT), FullChain(params)
+    ours, theirs = Sampler(params, toy_vocab(), PROMPT), llama_chain(params)
     for step in range(40):
-        token = ours.sample(logits(step))
+        (token,) = ours.sample(logits(step)).tokens
         assert token == theirs.sample(logits(step))
-        ours.accept(token)
         theirs.accept(token)
     ours.close()
     theirs.close()
@@ -131,7 +102,7 @@ def test_what_was_learned_from_other_rows_drops_none_of_the_best(
     row: Row, changes: list[tuple[float, float]], data: st.DataObject
 ) -> None:
     top_k = data.draw(st.integers(1, 100))
-    sampler = Sampler(SamplingParams(top_k=top_k, seed=1), len(row), PROMPT)
+    sampler = Sampler(SamplingParams(top_k=top_k, seed=1), toy_vocab(len(row)), PROMPT)
     top_k = min(top_k, len(row))
     for shift, scale in [(0.0, 1.0), (0.0, 1.0), *changes]:
         with np.errstate(over="ignore"):
@@ -140,7 +111,7 @@ def test_what_was_learned_from_other_rows_drops_none_of_the_best(
             with pytest.raises(DecodeError, match="finite"):
                 sampler.sample(row)
         elif top_k < len(row):
-            ids = sampler._best_ids(row)
+            ids = sampler._preselection.ids(row)
             wanted = np.flatnonzero((row >= np.sort(row)[-top_k]) & (row > -np.inf))
             assert np.array_equal(np.unique(ids), ids)
             assert set(wanted.tolist()) <= set(ids.tolist())
@@ -163,16 +134,15 @@ def test_choices_equal_those_of_the_full_chain_while_the_logits_drift(
     bias = tuple(data.draw(st.dictionaries(tokens, st.sampled_from([-100.0, 1.0, 5.0]), max_size=5)).items())
     banned = data.draw(st.frozensets(tokens, max_size=5))
     params = SamplingParams(seed=seed % 1000, repeat_penalty=1.1, logit_bias=bias, banned=banned)
-    ours, theirs = Sampler(params, VOCAB, PROMPT), FullChain(params)
+    ours, theirs = Sampler(params, toy_vocab(), PROMPT), llama_chain(params)
     random = np.random.default_rng(seed)
     for scale in scales:
         row = (random.standard_normal(VOCAB) * scale + random.choice([-300, 0, 300])).astype(np.float32)
         allowed = row.copy()
         allowed[list(banned)] = -np.inf
-        token = ours.sample(row)
+        (token,) = ours.sample(row).tokens
         assert row[token] == row[theirs.sample(allowed)]  # of equals, either
         assert token not in banned
-        ours.accept(token)
         theirs.accept(token)
     ours.close()
     theirs.close()
@@ -202,14 +172,26 @@ def test_without_top_k_only_the_same_tokens_are_ever_chosen(params: SamplingPara
             SamplingParams(
                 temperature=params.temperature, top_k=0, top_p=params.top_p, min_p=params.min_p, seed=seed
             ),
-            VOCAB,
+            toy_vocab(),
             PROMPT,
         )
-        counts[sampler.sample(row.copy())] += 1
+        counts[sampler.sample(row.copy()).tokens[0]] += 1
         sampler.close()
     assert set(counts) <= set(kept.tolist())
     best = int(kept[0])
     assert counts[best] / 2000 == pytest.approx(expected[0], abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("last_n", "is_seen"), [(-1, True), (2**40, True), (100, True), (99, False), (0, False)]
+)
+def test_penalties_look_back_so_far(last_n: int, is_seen: bool) -> None:
+    row = np.zeros(VOCAB, dtype=np.float32)
+    row[[PROMPT[0], 4000]] = 5.0, 4.0
+    params = SamplingParams(temperature=0.0, presence_penalty=2.0, penalty_last_n=last_n)
+    sampler = Sampler(params, toy_vocab(), PROMPT)
+    assert sampler.sample(row).tokens == (4000 if is_seen else PROMPT[0],)
+    sampler.close()
 
 
 def test_greedy_takes_the_largest_and_the_first_of_equals() -> None:
@@ -220,8 +202,8 @@ def test_greedy_takes_the_largest_and_the_first_of_equals() -> None:
 
 def test_a_seed_gives_the_same_tokens_again_and_none_gives_others() -> None:
     def run(seed: int | None) -> list[int]:
-        sampler = Sampler(SamplingParams(seed=seed, temperature=2.0), VOCAB, PROMPT)
-        tokens = [sampler.sample(logits(step)) for step in range(30)]
+        sampler = Sampler(SamplingParams(seed=seed, temperature=2.0), toy_vocab(), PROMPT)
+        tokens = [sampler.sample(logits(step)).tokens[0] for step in range(30)]
         sampler.close()
         return tokens
 
@@ -237,16 +219,16 @@ def test_banned_tokens_are_never_chosen() -> None:
     best = int(row.argmax())
     for temperature in (0.0, 1.0):
         sampler = Sampler(
-            SamplingParams(temperature=temperature, banned=frozenset([best]), seed=1), VOCAB, PROMPT
+            SamplingParams(temperature=temperature, banned=frozenset([best]), seed=1), toy_vocab(), PROMPT
         )
-        assert sampler.sample(row.copy()) != best
+        assert sampler.sample(row.copy()).tokens[0] != best
         sampler.close()
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 @pytest.mark.parametrize("value", [np.nan, -np.inf, np.inf])
 def test_logits_without_a_finite_best_are_an_error(temperature: float, value: float) -> None:
-    sampler = Sampler(SamplingParams(temperature=temperature), VOCAB, PROMPT)
+    sampler = Sampler(SamplingParams(temperature=temperature), toy_vocab(), PROMPT)
     with pytest.raises(DecodeError, match="finite"):
         sampler.sample(np.full(VOCAB, value, dtype=np.float32))
     sampler.close()
@@ -254,10 +236,10 @@ def test_logits_without_a_finite_best_are_an_error(temperature: float, value: fl
 
 @pytest.mark.parametrize("value", [np.nan, -np.nan, np.inf])
 def test_one_bad_logit_is_an_error_whatever_came_before(value: float) -> None:
-    sampler = Sampler(SamplingParams(seed=1), VOCAB, PROMPT)
+    sampler = Sampler(SamplingParams(seed=1), toy_vocab(), PROMPT)
     for at in (0, 2500, VOCAB - 1):
         row = logits(1)
-        assert 0 <= sampler.sample(row) < VOCAB
+        assert 0 <= sampler.sample(row).tokens[0] < VOCAB
         row[at] = value
         with pytest.raises(DecodeError, match="finite"):
             sampler.sample(row)
@@ -269,6 +251,6 @@ def test_one_bad_logit_is_an_error_whatever_came_before(value: float) -> None:
 @pytest.mark.parametrize("temperature", [1e-6, 1e-38, 5e-324])
 def test_a_tiny_temperature_is_greedy(temperature: float) -> None:
     row = logits(4)
-    sampler = Sampler(SamplingParams(temperature=temperature), VOCAB, PROMPT)
-    assert sampler.sample(row.copy()) == int(row.argmax())
+    sampler = Sampler(SamplingParams(temperature=temperature), toy_vocab(), PROMPT)
+    assert sampler.sample(row.copy()).tokens[0] == int(row.argmax())
     sampler.close()

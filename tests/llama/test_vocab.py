@@ -3,12 +3,14 @@
 import threading
 from pathlib import Path
 
+import gguf
 import numpy as np
 import pytest
 
 from nexa_runtime.chat.messages import Message, Role
 from nexa_runtime.chat.template import ChatTemplate
 from nexa_runtime.llama import Model
+from nexa_runtime.serving.library import DEMO_PATH
 from tests.support import copy_model
 
 START, END = "<|im_start|>", "<|im_end|>"
@@ -94,3 +96,21 @@ def test_a_long_word_cannot_overflow_the_stack_of_a_pre_tokenizer(tmp_path: Path
     thread.join()
     model.close()
     assert len(lengths) == 7
+
+
+def test_tokens_of_a_gap_and_those_a_constraint_must_not_write(model: Model, tmp_path: Path) -> None:
+    plain = model.vocab
+    assert (plain.fim_prefix, plain.fim_suffix, plain.fim_middle) == (-1, -1, -1)
+    assert plain.special_texts == plain.control_texts
+    fields = gguf.GGUFReader(DEMO_PATH).fields
+    tokens, kinds = (fields[f"tokenizer.ggml.{name}"].contents() for name in ("tokens", "token_type"))
+    control, user_defined = gguf.TokenType.CONTROL, gguf.TokenType.USER_DEFINED
+    tokens[-5:] = ["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>", "<think>", "plain words"]
+    kinds[-5:] = [control, control, control, user_defined, user_defined]
+    other = Model.load(copy_model(tmp_path / "gap.gguf", tokens=tokens, token_type=kinds))
+    vocab, size = other.vocab, plain.size
+    assert (vocab.fim_prefix, vocab.fim_suffix, vocab.fim_middle) == (size - 5, size - 4, size - 3)
+    added = {text: token for text, token in vocab.special_texts.items() if text not in plain.special_texts}
+    assert added == dict(zip(tokens[-5:-1], range(size - 5, size - 1), strict=True))
+    assert vocab.tokenize("plain words", parse_special=True).tolist() == [size - 1]
+    other.close()
