@@ -20,7 +20,7 @@ def usage_body(usage: Usage) -> dict[str, object]:
 
 
 def timings_body(usage: Usage, timings: Timings) -> dict[str, object]:
-    """llama-server's ``timings``, with the wait for a slot. ``prompt_n``: prompt tokens that were computed."""
+    """llama-server's ``timings``, with the wait for a slot. ``prompt_n``: tokens that were computed."""
     num_computed = usage.prompt_tokens - usage.cached_tokens
     return {
         "cache_n": usage.cached_tokens,

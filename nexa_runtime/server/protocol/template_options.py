@@ -11,8 +11,8 @@ from nexa_runtime.errors import InvalidRequestError
 
 MAX_TEXT_LENGTH = 200
 ALLOWED = (
-    "enable_thinking", "thinking", "thinking_mode", "thinking_budget", "reasoning_effort", "preserve_thinking",
-    "clear_thinking", "keep_past_thinking", "date_string",
+    "enable_thinking", "thinking", "thinking_mode", "thinking_budget", "reasoning_effort",
+    "preserve_thinking", "clear_thinking", "keep_past_thinking", "date_string",
 )  # fmt: skip
 """Variables that well-known templates read and that say nothing of roles, tools or control tokens."""
 

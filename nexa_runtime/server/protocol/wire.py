@@ -16,6 +16,18 @@ MAX_TOKEN_IDS = 2**20
 MAX_JSON_DEPTH = 64
 """Of a JSON schema, in lists and objects."""
 
+_TEXTS = {
+    "missing": "is required",
+    "model_type": "an object",
+    "model_attributes_type": "an object",
+    "dict_type": "an object",
+    "list_type": "a list",
+    "string_type": "a text",
+    "too_short": "must not be empty",
+    "string_too_short": "must not be empty",
+}
+"""What pydantic says in a programmer's words; no field has a least length but one."""
+
 RequestT = TypeVar("RequestT", bound="WireModel")
 
 
@@ -146,10 +158,9 @@ def _sentence(body: object, error: ValidationError) -> tuple[str, str]:
     for item in error.errors(include_url=False):
         is_missing = item["type"] == "missing"
         path = field_path(body, item["loc"], is_missing=is_missing)
-        text = "is required" if is_missing else item["msg"].removeprefix("Value error, ")
-        text = "an object" if item["type"] in ("model_type", "model_attributes_type") else text
+        text = _TEXTS.get(item["type"]) or item["msg"].removeprefix("Value error, ")
         by_path.setdefault(path, []).append(text.removeprefix("Input should be "))
     path = max(by_path, key=lambda path: path.count(".") + path.count("["))
     texts = list(dict.fromkeys(by_path[path]))
-    is_type = texts[0].startswith(("a ", "an ", "greater", "less", "'"))
+    is_type = texts[0].startswith(("a ", "an ", "greater", "less", "'", "0"))
     return path, f"{'must be ' if is_type else ''}{' or '.join(texts)}"

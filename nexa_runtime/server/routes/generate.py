@@ -1,7 +1,7 @@
 """``POST /v1/chat/completions`` and ``POST /v1/completions``.
 
-Owns the way from a body to a generation and from there to a response. ``protocol`` knows the wire, ``serving``
-generates, ``stream`` writes.
+Owns the way from a body to a generation and from there to a response. ``protocol`` knows the wire,
+``serving`` generates, ``stream`` writes; ``app`` routes here.
 """
 
 import time
