@@ -45,12 +45,12 @@ _NUMBERS = (int, float)
 
 METHODS: Mapping[type, frozenset[str]] = {
     str: frozenset({
-        "capitalize", "casefold", "count", "endswith", "find", "index", "isalnum", "isalpha", "isdecimal",
-        "isdigit", "islower", "isnumeric", "isspace", "istitle", "isupper", "join", "lower", "lstrip",
-        "partition", "removeprefix", "removesuffix", "replace", "rfind", "rindex", "rpartition", "rsplit",
-        "rstrip", "split", "splitlines", "startswith", "strip", "swapcase", "title", "upper",
+        "capitalize", "casefold", "count", "endswith", "find", "format", "index", "isalnum", "isalpha",
+        "isdecimal", "isdigit", "islower", "isnumeric", "isspace", "istitle", "isupper", "join", "lower",
+        "lstrip", "partition", "removeprefix", "removesuffix", "replace", "rfind", "rindex", "rpartition",
+        "rsplit", "rstrip", "split", "splitlines", "startswith", "strip", "swapcase", "title", "upper",
     }),
-    list: frozenset({"count", "index"}),
+    list: frozenset({"append", "count", "index", "pop"}),
     tuple: frozenset({"count", "index"}),
     dict: frozenset({"get", "items", "keys", "values"}),
     LoopContext: frozenset({
@@ -240,6 +240,20 @@ def _check_rsplit(text: str, sep: str | None = None, maxsplit: int = -1) -> None
     _check_split(text, sep, maxsplit)
 
 
+def _check_append(_: list[Any], value: Any) -> None:
+    """A list in itself would have no end, and one in another would be had twice."""
+    if hasattr(value, "__len__") and not isinstance(value, str):
+        raise TemplateBoundsError("it appends what is no text or number")
+
+
+def _check_braces(text: str, *values: Any) -> None:
+    """Each value once, as it is: a field of its own could name a width, or an attribute."""
+    rest = text.replace("{}", "")
+    if "{" in rest or "}" in rest:
+        raise TemplateBoundsError("it formats by more than {}")
+    charge(len(text) + sum(map(weigh, values)))
+
+
 def _check_indent(text: Any, width: Any = 4, *_: Any, **__: Any) -> None:
     lines = sum(map(_text(text).count, _SPACES)) + 1
     charge(lines * (len(width) if isinstance(width, str) else max(0, width)))
@@ -292,6 +306,8 @@ def _depth(value: Any) -> int:
 
 
 _CHECKED_METHODS: Mapping[str, _Function] = {
+    "append": _check_append,
+    "format": _check_braces,
     "join": _check_join_method,
     "lstrip": _check_separator,
     "replace": _check_replace,

@@ -15,6 +15,8 @@ from typing import Any, NoReturn
 import jinja2
 from jinja2 import nodes
 from jinja2.compiler import CodeGenerator
+from jinja2.ext import Extension
+from jinja2.parser import Parser
 from jinja2.runtime import BlockReference, Context, LoopContext, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
@@ -42,7 +44,10 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def __init__(self) -> None:
         super().__init__(
-            trim_blocks=True, lstrip_blocks=True, optimized=False, extensions=["jinja2.ext.loopcontrols"]
+            trim_blocks=True,
+            lstrip_blocks=True,
+            optimized=False,
+            extensions=["jinja2.ext.loopcontrols", _Generation],
         )
         self.code_generator_class = _Unfolded
         self.filters = {**allowed.FILTERS, **_OWN_FILTERS}
@@ -86,7 +91,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return any(attr in names for cls, names in allowed.METHODS.items() if isinstance(obj, cls))
 
     def wrap_str_format(self, value: Any) -> None:
-        """``str.format`` is not among the methods."""
+        """``allowed`` checks ``str.format`` itself."""
 
     # Jinja hands the template's own arguments on by name too: these names must not be among them.
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
@@ -95,16 +100,25 @@ class Sandbox(ImmutableSandboxedEnvironment):
         if isinstance(__obj, LoopContext) and args:  # a recursive loop goes over these
             args = (counted(args[0]), *args[1:])
         elif isinstance(getattr(__obj, "__self__", None), _CONTAINERS):
-            kwargs = {key: value for key, value in kwargs.items() if key not in ("_loop_vars", "_block_vars")}
-            return allowed.call_method(__obj, args, kwargs)
+            return allowed.call_method(__obj, args, _own(kwargs))
         elif not isinstance(__obj, Macro | BlockReference | LoopContext):
-            for value in (*args, *kwargs.values()):
+            for value in (*args, *_own(kwargs).values()):
                 weigh(value)
         return super().call(__context, __obj, *args, **kwargs)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         """Compute for a template, within reason."""
         return allowed.binary(operator, self.binop_table[operator], left, right)
+
+
+class _Generation(Extension):
+    """``{% generation %}`` marks, for training, what the assistant says. Here it changes nothing."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
 class _Unfolded(CodeGenerator):
@@ -189,6 +203,11 @@ class _Counting(NodeTransformer):
         return node
 
     visit_Macro = visit_CallBlock = visit_Block = _visit_body
+
+
+def _own(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """What the template itself hands on; Jinja adds all variables of the loop, which no function gets."""
+    return {key: value for key, value in kwargs.items() if key not in ("_loop_vars", "_block_vars")}
 
 
 def _filtered(node: Any, name: str, *arguments: int) -> nodes.Filter:

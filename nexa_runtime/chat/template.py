@@ -1,25 +1,28 @@
 """Messages to the prompt that a model was trained on.
 
-Owns what a template is given, as Hugging Face defines it, and the guard that keeps a user's text from turning
-into control tokens; ``sandbox`` keeps the template itself within bounds. It never tokenizes and never sees
-the engine. ``serving`` calls it from worker threads.
+Owns the guard that keeps a user's text from turning into control tokens, and where a prompt ends;
+``variables`` says what a template is given, ``sandbox`` keeps the template itself within bounds. It never
+tokenizes and never sees the engine. ``serving`` calls it from worker threads.
 
-The guard: inside every control token that a *user's* text spells out, one character that Unicode reserves for
-internal use is put. Whoever tokenizes the prompt drops it and leaves what it broke up as plain text
-(``llama.Vocab.tokenize_guarded``); control tokens written by the template itself stay whole.
+The guard: inside every control token that a *client's* text spells out, its tools and options too, one
+character that Unicode reserves for internal use is put. Whoever tokenizes the prompt drops it and leaves what
+it broke up as plain text (``llama.Vocab.tokenize_guarded``); control tokens written by the template itself
+stay whole.
 """
 
-import json
 import re
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
+from itertools import islice
+from typing import cast
 
 import jinja2
 
 from nexa_runtime.chat.budget import charge
-from nexa_runtime.chat.messages import Message, Role
+from nexa_runtime.chat.messages import Conversation, Message, Role, Tool, ToolCall
 from nexa_runtime.chat.sandbox import Sandbox, TemplateBoundsError, bounded
+from nexa_runtime.chat.variables import Shape, variables
 from nexa_runtime.errors import InvalidRequestError
 
 CHATML = (
@@ -30,6 +33,15 @@ CHATML = (
 
 _GUARDS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
 """Unicode's noncharacters: no text that is interchanged has them."""
+_PROBED_CALL = ToolCall("call00000", "find_city", "{}")
+_PROBE = Conversation(
+    (
+        Message(Role.USER, "Where?"),
+        Message(Role.ASSISTANT, None, tool_calls=(_PROBED_CALL,)),
+        Message(Role.TOOL, "Lima", tool_call_id=_PROBED_CALL.id),
+    ),
+    tools=(Tool("find", "Finds it."),),
+)
 _MAX_REASON_LENGTH = 500
 _MAX_PATTERN_LENGTH = 100
 
@@ -58,25 +70,49 @@ class ChatTemplate:
             self._template = environment.compile_source(source)
         except jinja2.TemplateSyntaxError as error:
             raise TemplateSyntaxError(f"line {error.lineno}: {error.message}") from None
+        self._contents: dict[Shape, str | None] = {}
         self._globals = {"bos_token": bos_text, "eos_token": eos_text}
         # A lookahead finds overlapping control texts too; a text of one character cannot be broken up.
         texts = sorted((text for text in control_texts if len(text) > 1), key=len, reverse=True)
         pattern = "|".join(re.escape(text) for text in texts)
         self._control = re.compile(f"(?=(?:{pattern}))(.)", re.DOTALL) if texts else None
 
-    def render(self, messages: Iterable[Message]) -> RenderedPrompt:
-        """The prompt up to where the assistant speaks. Raises ``InvalidRequestError`` if the template
+    def render(
+        self,
+        conversation: Conversation,
+        *,
+        reasoning_key: str = "reasoning_content",
+        arguments_as_text: bool = False,
+    ) -> RenderedPrompt:
+        """The prompt up to where the assistant goes on. Raises ``InvalidRequestError`` if the template
         refuses.
+
+        ``reasoning_key``: the template's name for the reasoning of earlier turns. ``arguments_as_text``: it
+        wants the arguments of calls as JSON text, not as an object.
         """
-        turns = list(messages)
-        guard = _unused_guard(turns)
+        if conversation.continues and not (conversation.messages and conversation.messages[-1].content):
+            raise InvalidRequestError("The last message has no content to continue.", param="messages")
+        shape = Shape(reasoning_key, arguments_as_text)
+        if any(message.content is None for message in conversation.messages):
+            shape = replace(shape, content_with_calls=self._content_with_calls(shape))
+        return self._rendered(conversation, shape)
+
+    def _rendered(self, conversation: Conversation, shape: Shape) -> RenderedPrompt:
+        texts: list[str] = []
+
+        def keep(text: str) -> str:
+            texts.append(text)
+            return text
+
         try:
+            variables(conversation, keep, shape)
+            guard, end = _unused(texts, 2)
+            values = variables(conversation, lambda text: self._guarded(text, guard), shape)
+            if conversation.continues:
+                last = cast(list[dict[str, str]], values["messages"])[-1]
+                last["content"] += end
             with bounded():
-                text = self._template.render(
-                    messages=[self._turn(message, guard) for message in turns],
-                    add_generation_prompt=True,
-                    **self._globals,
-                )
+                text = self._template.render({**values, **self._globals})
                 charge(len(text))
         except jinja2.TemplateError as error:
             message = f"The model's chat template refuses these messages: {_short(error)}"
@@ -87,76 +123,44 @@ class ChatTemplate:
         ) as error:  # fmt: skip
             message = f"The model's chat template cannot render these messages: {_short(error)}"
             raise InvalidRequestError(message, param="messages") from None
-        return RenderedPrompt(text, guard)
+        return RenderedPrompt(_up_to(text, end) if conversation.continues else text, guard)
 
-    def _turn(self, message: Message, guard: str) -> dict[str, object]:
-        turn: dict[str, object] = {
-            "role": message.role.value,
-            "content": self._guarded(message.content, guard),
-        }
-        if message.name is not None:
-            turn["name"] = self._guarded(message.name, guard)
-        if message.role is Role.TOOL and message.tool_call_id is not None:
-            turn["tool_call_id"] = self._guarded(message.tool_call_id, guard)
-        if message.tool_calls:
-            turn["tool_calls"] = [
-                {
-                    "id": self._guarded(call.id, guard),
-                    "type": "function",
-                    "function": {
-                        "name": self._guarded(call.name, guard),
-                        "arguments": self._arguments(call.arguments, guard),
-                    },
-                }
-                for call in message.tool_calls
-            ]
-        return turn
+    def _content_with_calls(self, shape: Shape) -> str | None:
+        """None, as the client said, unless the template cannot take it or writes it out; then no text."""
+        if shape not in self._contents:
+            none, empty = (self._probed(replace(shape, content_with_calls=content)) for content in (None, ""))
+            takes_none = _PROBED_CALL.name in none and none.count("None") <= empty.count("None")
+            self._contents[shape] = None if takes_none else ""
+        return self._contents[shape]
 
-    def _arguments(self, text: str, guard: str) -> object:
-        """Templates want arguments as an object; what is not JSON stays text.
+    def _probed(self, shape: Shape) -> str:
+        try:
+            return self._rendered(_PROBE, shape).text
+        except InvalidRequestError:
+            return ""
 
-        JSON first, then the guard: an escape in the text may stand for a control token's character.
-        """
-        value = _parsed(text)
-        return self._guarded_value(value, guard) if isinstance(value, dict) else self._guarded(text, guard)
-
-    def _guarded_value(self, value: object, guard: str) -> object:
-        if isinstance(value, str):
-            return self._guarded(value, guard)
-        if isinstance(value, list):
-            return [self._guarded_value(item, guard) for item in value]
-        if isinstance(value, dict):
-            return {
-                self._guarded(key, guard): self._guarded_value(item, guard) for key, item in value.items()
-            }
-        return value
-
-    def _guarded(self, text: str | None, guard: str) -> str | None:
-        if text is None or self._control is None:
+    def _guarded(self, text: str, guard: str) -> str:
+        if self._control is None:
             return text
         return self._control.sub(lambda match: match[1] + guard, text)
 
 
-def _unused_guard(messages: Iterable[Message]) -> str:
-    used: set[str] = set()
-    for message in messages:
-        for text in (message.content, message.name, message.tool_call_id):
-            used.update(text or "")
-        for call in message.tool_calls:
-            used.update(call.id, call.name, call.arguments)
-            used.update(json.dumps(_parsed(call.arguments), ensure_ascii=False))
-    for guard in _GUARDS:
-        if guard not in used:
-            return guard
-    raise InvalidRequestError("The messages use every character that Unicode reserves.", param="messages")
+def _unused(texts: Sequence[str], count: int) -> list[str]:
+    """So many of ``_GUARDS`` that no text has."""
+    unused = (guard for guard in _GUARDS if not any(guard in text for text in texts))
+    found = list(islice(unused, count))
+    if len(found) < count:
+        raise InvalidRequestError("The messages use every character that Unicode reserves.", param="messages")
+    return found
 
 
-def _parsed(text: str) -> object:
-    """The value of a JSON text, or None."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
+def _up_to(text: str, end: str) -> str:
+    if end not in text:
+        message = (
+            "The model's chat template cannot continue a message: it leaves out the end of the last one."
+        )
+        raise InvalidRequestError(message, param="continue_final_message")
+    return text[: text.rindex(end)].replace(end, "")
 
 
 def _short(error: Exception) -> str:

@@ -12,8 +12,9 @@ have one, and by them a client that takes nothing is found.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import orjson
@@ -23,9 +24,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from nexa_runtime.engine.sequence import FinishReason
 from nexa_runtime.errors import ClientDisconnectedError, NexaError
 from nexa_runtime.server.errors import error_body, json_response
+from nexa_runtime.serving.choices import Choice, ChoiceDelta, Timings
 from nexa_runtime.serving.generation import Generation, Usage
 
 ResultT = TypeVar("ResultT")
@@ -45,32 +46,38 @@ class Writer(Protocol):
     """How an endpoint writes its answers; ``protocol`` has one per endpoint."""
 
     def response(
-        self, texts: list[str], reasons: list[FinishReason], usage: Usage
+        self, choices: list[Choice], usage: Usage, timings: Timings | None
     ) -> Mapping[str, object]: ...
 
     def first_chunk(self, index: int) -> Mapping[str, object] | None: ...
 
-    def chunk(self, index: int, text: str) -> Mapping[str, object]: ...
+    def chunks(self, delta: ChoiceDelta) -> Sequence[Mapping[str, object]]: ...
 
-    def last_chunk(self, index: int, reason: FinishReason) -> Mapping[str, object]: ...
+    def last_chunk(
+        self, usage: Usage, timings: Timings | None, *, wants_usage: bool
+    ) -> Mapping[str, object]: ...
 
-    def usage_chunk(self, usage: Usage) -> Mapping[str, object]: ...
+
+@dataclass(frozen=True, slots=True)
+class Extras:
+    """What a client wants to know beside the answer. ``usage``: at the end of a stream too."""
+
+    usage: bool = False
+    timings: bool = False
 
 
 async def respond(
-    request: Request, generation: Generation, writer: Writer, headers: dict[str, str]
+    request: Request, generation: Generation, writer: Writer, headers: dict[str, str], extras: Extras
 ) -> Response:
     """The whole answer in one body; the generation ends with the client."""
     try:
-        texts = [""] * generation.num_choices
-        reasons = [FinishReason.ABORT] * generation.num_choices
+        choices = [Choice() for _ in range(generation.num_choices)]
         async with _watch_client(request, lambda: generation.fail(ClientDisconnectedError())):
             async for batch in generation.deltas():
                 for delta in batch:
-                    texts[delta.index] += delta.text
-                    if delta.finish_reason is not None:
-                        reasons[delta.index] = delta.finish_reason
-        return json_response(writer.response(texts, reasons, generation.usage), headers=headers)
+                    choices[delta.index].take(delta)
+        timings = generation.timings() if extras.timings else None
+        return json_response(writer.response(choices, generation.usage, timings), headers=headers)
     finally:
         generation.close()
 
@@ -89,7 +96,7 @@ async def while_connected(request: Request, work: Coroutine[None, None, ResultT]
 
 
 async def stream(
-    request: Request, generation: Generation, writer: Writer, headers: dict[str, str], *, wants_usage: bool
+    request: Request, generation: Generation, writer: Writer, headers: dict[str, str], extras: Extras
 ) -> Response:
     """A stream of events, once the first token is there. Raises what ends the request before that."""
     try:
@@ -98,7 +105,7 @@ async def stream(
     except BaseException:
         generation.close()
         raise
-    return _GenerationResponse(generation, _events(generation, writer, wants_usage=wants_usage), headers)
+    return _GenerationResponse(generation, _events(generation, writer, extras), headers)
 
 
 class _GenerationResponse(EventSourceResponse):
@@ -128,23 +135,25 @@ async def _sending(events: AsyncGenerator[bytes], send: Send) -> AsyncIterator[b
     yield b""  # this is what makes it an iterator
 
 
-async def _events(generation: Generation, writer: Writer, *, wants_usage: bool) -> AsyncGenerator[bytes]:
+async def _events(generation: Generation, writer: Writer, extras: Extras) -> AsyncGenerator[bytes]:
     """The frames of a stream; what is there at the same time is one piece, and one send."""
     try:
         for index in range(generation.num_choices):
             if (first := writer.first_chunk(index)) is not None:
                 yield frame(first)
         async for batch in generation.deltas():
-            frames = []
-            for delta in batch:
-                if delta.text:
-                    frames.append(frame(writer.chunk(delta.index, delta.text)))
-                if delta.finish_reason is not None:
-                    frames.append(frame(writer.last_chunk(delta.index, delta.finish_reason)))
-            yield b"".join(frames)
-        yield frame(writer.usage_chunk(generation.usage)) + DONE if wants_usage else DONE
+            if frames := [frame(chunk) for delta in batch for chunk in writer.chunks(delta)]:
+                yield b"".join(frames)
+        yield _last_frame(generation, writer, extras) + DONE
     except NexaError as error:
         yield frame(error_body(error))
+
+
+def _last_frame(generation: Generation, writer: Writer, extras: Extras) -> bytes:
+    if not (extras.usage or extras.timings):
+        return b""
+    timings = generation.timings() if extras.timings else None
+    return frame(writer.last_chunk(generation.usage, timings, wants_usage=extras.usage))
 
 
 def frame(content: Mapping[str, object]) -> bytes:

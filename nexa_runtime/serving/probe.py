@@ -25,7 +25,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from nexa_runtime.chat.messages import Message, Role
+from nexa_runtime.chat.messages import Conversation, Message, Role
 from nexa_runtime.chat.sandbox import TemplateBoundsError
 from nexa_runtime.chat.template import CHATML, ChatTemplate, TemplateSyntaxError
 from nexa_runtime.errors import ModelFileError, NexaError
@@ -247,7 +247,7 @@ def _try(paths: Sequence[Path], adapters: Sequence[tuple[str, float]]) -> str:
 def _rendered(template: ChatTemplate) -> str:
     """A short chat's prompt. A template may want other roles; what counts is that it ends, and in memory."""
     try:
-        return template.render([Message(Role.USER, "Hello")]).text
+        return template.render(Conversation((Message(Role.USER, "Hello"),))).text
     except NexaError as error:
         if isinstance(error.__context__, MemoryError | TemplateBoundsError):
             raise error.__context__ from None

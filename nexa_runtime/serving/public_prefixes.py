@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nexa_runtime.chat.messages import Message, Role
+from nexa_runtime.chat.messages import Conversation, Message, Role
 from nexa_runtime.chat.template import ChatTemplate
 from nexa_runtime.engine.kv_cache import common_prefix
 from nexa_runtime.errors import ConfigError, InvalidRequestError
@@ -60,5 +60,5 @@ def _tokens(kind: str, text: str, template: ChatTemplate, vocab: Vocab) -> Token
 
 
 def _chat(system: str, user: str, template: ChatTemplate, vocab: Vocab) -> Tokens:
-    prompt = template.render([Message(Role.SYSTEM, system), Message(Role.USER, user)])
+    prompt = template.render(Conversation((Message(Role.SYSTEM, system), Message(Role.USER, user))))
     return with_bos(vocab, vocab.tokenize_guarded(prompt.text, prompt.guard))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from nexa_runtime.chat.messages import Message, Role, ToolCall
+from nexa_runtime.chat.messages import Conversation, Message, Role, ToolCall
 from nexa_runtime.chat.template import ChatTemplate
 from nexa_runtime.errors import InvalidRequestError
 
@@ -157,7 +157,7 @@ TOOLS = [
 
 
 def rendered(source: str, messages: list[Message]) -> str:
-    return ChatTemplate(source, bos_text="<s>", eos_text="</s>").render(messages).text
+    return ChatTemplate(source, bos_text="<s>", eos_text="</s>").render(Conversation(tuple(messages))).text
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from nexa_runtime.chat.messages import Message, Role
+from nexa_runtime.chat.messages import Conversation, Message, Role
 from nexa_runtime.chat.sandbox import MAX_SOURCE_LENGTH
 from nexa_runtime.chat.template import ChatTemplate, TemplateSyntaxError
 from nexa_runtime.errors import InvalidRequestError
@@ -97,7 +97,16 @@ ATTACKS = [
     ("{{ '%9000000000d' is divisibleby 3 }}", "number"),
     (_BIG + "{{ ('%s' * 99) % big }}", "format|longer|arguments"),
     (_BIG + "{{ ('%(a)s' * 99) % {'a': big} }}", "longer"),
-    ("{{ '{:9000000000}'.format(1) }}", "unsafe"),
+    ("{{ '{:9000000000}'.format(1) }}", "formats"),
+    ("{{ '{0.__class__}'.format(1) }}", "formats"),
+    ("{{ '{a}'.format(a=1) }}", "argument"),
+    (_BIG + "{{ ('{}' * 99).format(" + "big, " * 99 + ") }}", "characters"),
+    ("{% set a = [] %}{% set x = a.append(a) %}{{ a }}", "appends"),
+    ("{% set a = [1] %}{% for b in a %}{% set x = a.append(1) %}{% endfor %}", "steps|characters"),
+    ("{{ [].pop() }}", "pop"),
+    ("{{ [1].extend([2]) }}", "unsafe"),
+    ("{{ [1].insert(0, 2) }}", "unsafe"),
+    ("{{ {}.update(a=1) }}", "unsafe"),
     ("{{ '{a:9000000000}'.format_map({'a': 1}) }}", "unsafe"),
     ("{{ 'a'.center(9000000000) }}", "unsafe"),
     ("{{ 'a'.ljust(9000000000) }}", "unsafe"),
@@ -137,9 +146,9 @@ ATTACKS = [
 def test_what_a_stranger_made_is_refused(source: str, words: str) -> None:
     """Also where it behaves until it is asked something else than what it was tried with."""
     template = ChatTemplate("{% if messages[0].content != 'Hello' %}" + source + "{% endif %}ok")
-    assert template.render([Message(Role.USER, "Hello")]).text == "ok"
+    assert template.render(Conversation((Message(Role.USER, "Hello"),))).text == "ok"
     with pytest.raises(InvalidRequestError, match=words) as caught:
-        template.render([Message(Role.USER, "Hi")])
+        template.render(Conversation((Message(Role.USER, "Hi"),)))
     assert len(caught.value.message) < 1000
 
 
@@ -202,13 +211,13 @@ def test_all_of_it_takes_little_memory() -> None:
     program = (
         "import resource\n"
         "from tests.chat.test_sandbox import ATTACKS\n"
-        "from nexa_runtime.chat.messages import Message, Role\n"
+        "from nexa_runtime.chat.messages import Conversation, Message, Role\n"
         "from nexa_runtime.chat.template import ChatTemplate\n"
         "from nexa_runtime.errors import InvalidRequestError\n"
         "resource.setrlimit(resource.RLIMIT_CPU, (100, 100))\n"
         "for source, _ in ATTACKS:\n"
         "    try:\n"
-        "        ChatTemplate(source).render([Message(Role.USER, 'Hi')])\n"
+        "        ChatTemplate(source).render(Conversation((Message(Role.USER, 'Hi'),)))\n"
         "    except InvalidRequestError as error:\n"
         "        assert not isinstance(error.__context__, MemoryError), source[:100]\n"
         # Not ru_maxrss, which begins with what the process had that started this one.

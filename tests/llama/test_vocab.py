@@ -7,7 +7,7 @@ import gguf
 import numpy as np
 import pytest
 
-from nexa_runtime.chat.messages import Message, Role
+from nexa_runtime.chat.messages import Conversation, Message, Role
 from nexa_runtime.chat.template import ChatTemplate
 from nexa_runtime.llama import Model
 from nexa_runtime.serving.library import DEMO_PATH
@@ -49,7 +49,9 @@ def test_a_user_cannot_write_control_tokens(model: Model, attack: str) -> None:
     vocab = model.vocab
     assert model.chat_template is not None
     template = ChatTemplate(model.chat_template, control_texts=vocab.control_texts)
-    harmless, hostile = (template.render([Message(Role.USER, content)]) for content in ("hello", attack))
+    harmless, hostile = (
+        template.render(Conversation((Message(Role.USER, content),))) for content in ("hello", attack)
+    )
     control = set(vocab.control_texts.values())
 
     def count(tokens: list[int]) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 
-from nexa_runtime.chat.messages import Message, Role
+from nexa_runtime.chat.messages import Conversation, Message, Role
 from tests.support import LiveServer, assert_same_or_near_tie, wait_until
 
 CAPITALS = ["France", "Spain", "Portugal", "Italy", "Japan", "Brazil", "Argentina", "Mexico"]
@@ -46,7 +46,7 @@ def test_32_clients_on_8_slots_get_the_answers_they_get_alone(make_server: Any) 
     assert server.totals.num_mixed_steps > num_mixed
     assert server.totals.max_sequences == 8
     for question, left, right in zip(questions, together, alone, strict=True):
-        prompt = server.loaded.template.render([Message(Role.USER, question)])
+        prompt = server.loaded.template.render(Conversation((Message(Role.USER, question),)))
         tokens = server.loaded.model.vocab.tokenize(prompt.text, parse_special=True)
         assert_same_or_near_tie(server.loaded.model, tokens, left, right)
     assert wait_until(server.is_idle)

@@ -1,146 +1,100 @@
-"""``/v1/chat/completions`` on the wire: request, response and stream chunks.
+"""``/v1/chat/completions`` on the wire: the request.
 
-Source: OpenAI's chat completions API.
+Owns the fields that only chats have, and that they agree with each other; ``chat_writer`` writes the answer.
+Source: OpenAI's chat completions API; llama-server and vLLM for what OpenAI does not have.
 """
 
-from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from nexa_runtime.chat.messages import Message, Role, ToolCall
-from nexa_runtime.engine.sequence import FinishReason
-from nexa_runtime.errors import InvalidRequestError, UnsupportedParameterError
-from nexa_runtime.server.protocol.common import (
-    CommonRequest,
-    WireModel,
-    at_most,
-    finish_name,
-    usage_body,
-)
-from nexa_runtime.serving.generation import Usage
+from nexa_runtime.chat.messages import Conversation, Message, Role, Tool, ToolChoice, ToolMode
+from nexa_runtime.errors import InvalidRequestError
+from nexa_runtime.server.protocol.common import MAX_LOGPROBS, CommonRequest
+from nexa_runtime.server.protocol.messages import MessageWire, read_message
+from nexa_runtime.server.protocol.template_options import read_template_options
+from nexa_runtime.server.protocol.tools import MAX_TOOLS, ToolWire, read_tool_choice, read_tools
+from nexa_runtime.server.protocol.wire import at_most
 from nexa_runtime.serving.generation_service import GenerationOptions
 
 MAX_MESSAGES = 2048
-MAX_PARTS = 1024
-MAX_TOOL_CALLS = 128
-
-
-class FunctionCallWire(WireModel):
-    """The call inside a tool call."""
-
-    name: str
-    arguments: str
-
-
-class ToolCallWire(WireModel):
-    """A tool call in an assistant's earlier turn."""
-
-    id: str
-    function: FunctionCallWire
-    type: str | None = None
-
-
-class ContentPart(WireModel):
-    """A part of a message; only ``text`` is understood."""
-
-    type: str
-    text: str | None = None
-
-
-class MessageWire(WireModel):
-    """One message."""
-
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Annotated[str | list[ContentPart] | None, at_most(MAX_PARTS)] = None
-    name: str | None = None
-    tool_calls: Annotated[list[ToolCallWire] | None, at_most(MAX_TOOL_CALLS)] = None
-    tool_call_id: str | None = None
 
 
 class ChatRequest(CommonRequest):
-    """A body of ``/v1/chat/completions``, null fields left out."""
+    """A body of ``/v1/chat/completions``, null fields left out. Budgets of -1: none."""
 
     messages: Annotated[list[MessageWire], at_most(MAX_MESSAGES), Field(min_length=1)]
     max_completion_tokens: int | None = Field(None, ge=-1, le=2**31)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+    tools: Annotated[list[ToolWire] | None, at_most(MAX_TOOLS)] = None
+    tool_choice: Any = None
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    reasoning_budget_tokens: int | None = Field(None, ge=-1, le=2**20)
+    thinking_budget_tokens: int | None = Field(None, ge=-1, le=2**20)
+    chat_template_kwargs: dict[str, Any] | None = None
+    continue_final_message: bool | None = None
+    add_generation_prompt: bool | None = None
+
+    @field_validator("tool_choice", mode="before")
+    @classmethod
+    def _text_or_object(cls, value: object) -> object:
+        if not (value is None or isinstance(value, (str, dict))):
+            raise ValueError("must be a text or an object")
+        return value
 
     def to_options(self) -> GenerationOptions:
         """``max_completion_tokens`` is the newer name of ``max_tokens`` and wins."""
         if self.max_completion_tokens == 0:
             message = "max_completion_tokens: must be at least 1, or -1 for no cap."
             raise InvalidRequestError(message, param="max_completion_tokens")
-        return self.options(self.max_completion_tokens)
+        if self.top_logprobs and not self.logprobs:
+            raise InvalidRequestError("top_logprobs: needs logprobs to be true.", param="top_logprobs")
+        num_logprobs = (self.top_logprobs or 0) if self.logprobs else None
+        return self.options(max_tokens=self.max_completion_tokens, num_logprobs=num_logprobs)
 
-    def to_messages(self) -> list[Message]:
-        """The internal form. Raises ``RequestError`` for parts that are not text."""
-        return [_message(index, wire) for index, wire in enumerate(self.messages)]
+    def to_conversation(self) -> Conversation:
+        """The internal form. Raises ``InvalidRequestError``."""
+        messages = tuple(read_message(index, wire) for index, wire in enumerate(self.messages))
+        tools = read_tools(self.tools or ())
+        choice = read_tool_choice(self.tool_choice, tools)
+        self._check_constraint(tools, choice)
+        return Conversation(
+            messages=messages,
+            tools=tools,
+            tool_choice=choice,
+            is_parallel=self.parallel_tool_calls is not False,
+            template_options=read_template_options(self.chat_template_kwargs, self.reasoning_effort),
+            continues=self._continues(messages[-1]),
+            reasoning_budget=self._reasoning_budget(),
+        )
 
+    def _check_constraint(self, tools: tuple[Tool, ...], choice: ToolChoice) -> None:
+        """With tools that may be called, nothing else says what the answer looks like."""
+        if not tools or choice.mode is ToolMode.NONE or (grammar := self.constraint()) is None:
+            return
+        field = grammar.param.partition(".")[0]
+        if choice.is_forced:
+            raise InvalidRequestError(f"tool_choice and {field} cannot be combined.", param=field)
+        message = f"{field} and tools are not supported together yet: set tool_choice to 'none'."
+        raise InvalidRequestError(message, param=field)
 
-class ChatWriter:
-    """Writes the answers to one chat request."""
+    def _continues(self, last: Message) -> bool:
+        continues = bool(self.continue_final_message)
+        if self.add_generation_prompt is not None and self.add_generation_prompt == continues:
+            param = "add_generation_prompt"
+            raise InvalidRequestError(
+                f"{param}: must be the opposite of continue_final_message.", param=param
+            )
+        if continues and (last.role is not Role.ASSISTANT or not last.content or last.tool_calls):
+            param = "continue_final_message"
+            reason = "needs a last message that is an assistant's, with content and without tool_calls"
+            raise InvalidRequestError(f"{param}: {reason}.", param=param)
+        return continues
 
-    def __init__(self, completion_id: str, created: int, model: str) -> None:
-        self._head = {"id": completion_id, "created": created, "model": model}
-
-    def response(self, texts: list[str], reasons: list[FinishReason], usage: Usage) -> Mapping[str, object]:
-        """The whole answer."""
-        choices = [
-            {
-                "index": index,
-                "message": {"role": "assistant", "content": text, "refusal": None},
-                "logprobs": None,
-                "finish_reason": finish_name(reason),
-            }
-            for index, (text, reason) in enumerate(zip(texts, reasons, strict=True))
-        ]
-        return self._head | {"object": "chat.completion", "choices": choices, "usage": usage_body(usage)}
-
-    def first_chunk(self, index: int) -> Mapping[str, object]:
-        """The chunk before any text: who speaks."""
-        return self._chunk(index, {"role": "assistant", "content": ""}, None)
-
-    def chunk(self, index: int, text: str) -> Mapping[str, object]:
-        """A chunk of text."""
-        return self._chunk(index, {"content": text}, None)
-
-    def last_chunk(self, index: int, reason: FinishReason) -> Mapping[str, object]:
-        """The chunk that says why a choice ended."""
-        return self._chunk(index, {}, reason)
-
-    def usage_chunk(self, usage: Usage) -> Mapping[str, object]:
-        """The chunk without choices, where the client asked for usage."""
-        return self._head | {"object": "chat.completion.chunk", "choices": [], "usage": usage_body(usage)}
-
-    def _chunk(
-        self, index: int, delta: Mapping[str, object], reason: FinishReason | None
-    ) -> Mapping[str, object]:
-        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish_name(reason)}
-        return self._head | {"object": "chat.completion.chunk", "choices": [choice]}
-
-
-def _message(index: int, wire: MessageWire) -> Message:
-    role = Role.SYSTEM if wire.role == "developer" else Role(wire.role)
-    if role is not Role.ASSISTANT and wire.content is None:
-        param = f"messages[{index}].content"
-        raise InvalidRequestError(f"{param}: is required for the role {wire.role}.", param=param)
-    content = wire.content
-    if isinstance(content, list):
-        content = "".join(_part_text(index, number, part) for number, part in enumerate(content))
-    return Message(
-        role=role,
-        content=content,
-        name=wire.name,
-        tool_calls=tuple(
-            ToolCall(call.id, call.function.name, call.function.arguments) for call in wire.tool_calls or ()
-        ),
-        tool_call_id=wire.tool_call_id,
-    )
-
-
-def _part_text(index: int, number: int, part: ContentPart) -> str:
-    param = f"messages[{index}].content[{number}]"
-    if part.type != "text":
-        raise UnsupportedParameterError(f"{param}.type", f"this server reads text, not {part.type[:50]!r}")
-    if part.text is None:
-        raise InvalidRequestError(f"{param}.text: is required.", param=f"{param}.text")
-    return part.text
+    def _reasoning_budget(self) -> int | None:
+        budget = self.reasoning_budget_tokens
+        if budget is None:
+            budget = self.thinking_budget_tokens
+        return None if budget is None or budget < 0 else budget

@@ -1,71 +1,55 @@
-"""``/v1/completions`` on the wire: request, response and stream chunks.
+"""``/v1/completions`` on the wire: the request.
 
-Source: OpenAI's legacy completions API.
+Owns the fields that only completions have, and that they agree with each other; ``completion_writer`` writes
+the answer. Source: OpenAI's legacy completions API.
 """
 
-from collections.abc import Mapping
+from dataclasses import replace
 
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
-from nexa_runtime.engine.sequence import FinishReason
-from nexa_runtime.server.protocol.common import (
-    CommonRequest,
-    check_texts_or_tokens,
-    finish_name,
-    usage_body,
-)
-from nexa_runtime.serving.generation import Usage
+from nexa_runtime.errors import InvalidRequestError, UnsupportedParameterError
+from nexa_runtime.server.protocol.common import MAX_CHOICES, MAX_LOGPROBS, CommonRequest
+from nexa_runtime.server.protocol.wire import check_texts_or_tokens
+from nexa_runtime.serving.generation_service import GenerationOptions
 
 MAX_PROMPTS = 64
 
 
 class CompletionRequest(CommonRequest):
-    """A body of ``/v1/completions``, null fields left out. ``prompt``: an entry per choice, text or token
-    ids.
+    """A body of ``/v1/completions``, null fields left out. ``prompt``: an entry per prompt, text or token
+    ids. ``logprobs``: of how many tokens beside the chosen one.
     """
 
     prompt: list[str | list[int]]
+    best_of: int | None = Field(None, ge=1, le=MAX_CHOICES)
+    echo: bool | None = None
+    suffix: str | None = None
+    logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
 
     @field_validator("prompt", mode="plain")
     @classmethod
     def _check_prompt(cls, value: object) -> list[str | list[int]]:
         return check_texts_or_tokens(value, MAX_PROMPTS)
 
+    @field_validator("logprobs", mode="before")
+    @classmethod
+    def _false_is_none(cls, value: object) -> object:
+        return None if value is False else value
 
-class CompletionWriter:
-    """Writes the answers to one completion request."""
-
-    def __init__(self, completion_id: str, created: int, model: str) -> None:
-        self._head = {
-            "id": completion_id,
-            "object": "text_completion",
-            "created": created,
-            "model": model,
-        }
-
-    def response(self, texts: list[str], reasons: list[FinishReason], usage: Usage) -> Mapping[str, object]:
-        """The whole answer."""
-        choices = [
-            _choice(index, text, reason)
-            for index, (text, reason) in enumerate(zip(texts, reasons, strict=True))
-        ]
-        return self._head | {"choices": choices, "usage": usage_body(usage)}
-
-    def first_chunk(self, index: int) -> None:
-        """Completions have none."""
-
-    def chunk(self, index: int, text: str) -> Mapping[str, object]:
-        """A chunk of text."""
-        return self._head | {"choices": [_choice(index, text, None)]}
-
-    def last_chunk(self, index: int, reason: FinishReason) -> Mapping[str, object]:
-        """The chunk that says why a choice ended."""
-        return self._head | {"choices": [_choice(index, "", reason)]}
-
-    def usage_chunk(self, usage: Usage) -> Mapping[str, object]:
-        """The chunk without choices, where the client asked for usage."""
-        return self._head | {"choices": [], "usage": usage_body(usage)}
-
-
-def _choice(index: int, text: str, reason: FinishReason | None) -> dict[str, object]:
-    return {"index": index, "text": text, "logprobs": None, "finish_reason": finish_name(reason)}
+    def to_options(self) -> GenerationOptions:
+        """What the client asked for. Raises ``InvalidRequestError``."""
+        best_of = self.best_of
+        if best_of is not None and best_of < self.num_choices:
+            raise InvalidRequestError("best_of: must be at least n.", param="best_of")
+        if best_of is not None and best_of > self.num_choices and self.stream:
+            message = "best_of: the best answers are known at the end only, so they cannot be streamed."
+            raise InvalidRequestError(message, param="best_of")
+        if self.echo and self.logprobs is not None:
+            raise UnsupportedParameterError("logprobs", "a prompt that is echoed has none")
+        return replace(
+            self.options(num_logprobs=self.logprobs),
+            best_of=best_of,
+            echo=bool(self.echo),
+            suffix=self.suffix or None,
+        )

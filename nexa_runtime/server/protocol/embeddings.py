@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from nexa_runtime.server.protocol.common import WireModel, check_texts_or_tokens
+from nexa_runtime.server.protocol.wire import WireModel, check_texts_or_tokens
 from nexa_runtime.serving.embedding import Embeddings
 
 MAX_INPUTS = 2048

@@ -19,34 +19,31 @@ class Support(Enum):
     REFUSED = "refused"
 
 
+_HONOURED = (
+    "model", "max_tokens", "n", "stop", "stop_token_ids", "ignore_eos", "stream", "stream_options",
+    "timings", "return_tokens_as_token_ids", "logprobs", "temperature", "top_p", "top_k", "min_p",
+    "typical_p", "top_n_sigma", "xtc_probability", "xtc_threshold", "dynatemp_range", "dynatemp_exponent",
+    "dry_multiplier", "dry_base", "dry_allowed_length", "dry_penalty_last_n", "dry_sequence_breakers",
+    "mirostat", "mirostat_tau", "mirostat_eta", "repeat_penalty", "repeat_last_n", "presence_penalty",
+    "frequency_penalty", "logit_bias", "min_tokens", "samplers", "seed", "response_format", "grammar",
+    "regex", "guided_choice", "json_schema",
+)  # fmt: skip
+_HONOURED_IN_CHAT = (
+    "messages", "max_completion_tokens", "top_logprobs", "tools", "tool_choice", "parallel_tool_calls",
+    "reasoning_effort", "reasoning_budget_tokens", "thinking_budget_tokens", "chat_template_kwargs",
+    "continue_final_message", "add_generation_prompt",
+)  # fmt: skip
+
 _COMMON = {
-    "model": Support.HONOURED,
-    "max_tokens": Support.HONOURED,
-    "temperature": Support.HONOURED,
-    "top_p": Support.HONOURED,
-    "top_k": Support.HONOURED,
-    "min_p": Support.HONOURED,
-    "seed": Support.HONOURED,
-    "stop": Support.HONOURED,
-    "presence_penalty": Support.HONOURED,
-    "frequency_penalty": Support.HONOURED,
-    "repeat_penalty": Support.HONOURED,
-    "logit_bias": Support.HONOURED,
-    "ignore_eos": Support.HONOURED,
-    "stream": Support.HONOURED,
-    "stream_options": Support.HONOURED,
+    **dict.fromkeys(_HONOURED, Support.HONOURED),
     "user": Support.HARMLESS,
     "metadata": Support.HARMLESS,
     "service_tier": Support.HARMLESS,
     "store": Support.HARMLESS,
-    "n": Support.REFUSED,
-    "logprobs": Support.REFUSED,
 }
 
 CHAT: Mapping[str, Support] = _COMMON | {
-    "messages": Support.HONOURED,
-    "max_completion_tokens": Support.HONOURED,
-    "parallel_tool_calls": Support.HARMLESS,
+    **dict.fromkeys(_HONOURED_IN_CHAT, Support.HONOURED),
     "prediction": Support.HARMLESS,
     "prompt_cache_key": Support.HARMLESS,
     "prompt_cache_options": Support.HARMLESS,
@@ -57,20 +54,15 @@ CHAT: Mapping[str, Support] = _COMMON | {
     "functions": Support.REFUSED,
     "modalities": Support.REFUSED,
     "moderation": Support.REFUSED,
-    "reasoning_effort": Support.REFUSED,
-    "response_format": Support.REFUSED,
-    "tool_choice": Support.REFUSED,
-    "tools": Support.REFUSED,
-    "top_logprobs": Support.REFUSED,
     "verbosity": Support.REFUSED,
     "web_search_options": Support.REFUSED,
 }
 
 COMPLETION: Mapping[str, Support] = _COMMON | {
     "prompt": Support.HONOURED,
-    "best_of": Support.REFUSED,
-    "echo": Support.REFUSED,
-    "suffix": Support.REFUSED,
+    "best_of": Support.HONOURED,
+    "echo": Support.HONOURED,
+    "suffix": Support.HONOURED,
 }
 
 EMBEDDING: Mapping[str, Support] = {
@@ -82,21 +74,17 @@ EMBEDDING: Mapping[str, Support] = {
 }
 
 _ASKS_FOR_NOTHING: Mapping[str, Callable[[object], bool]] = {
-    "n": lambda value: value == 1 and value is not True,
-    "best_of": lambda value: value == 1 and value is not True,
-    "logprobs": lambda value: value is False,
-    "top_logprobs": lambda value: value == 0,
-    "echo": lambda value: value is False,
-    "suffix": lambda value: value == "",
-    "tools": lambda value: value == [],
     "functions": lambda value: value == [],
-    "tool_choice": lambda value: value in ("none", "auto"),
     "function_call": lambda value: value in ("none", "auto"),
     "modalities": lambda value: value == ["text"],
-    "reasoning_effort": lambda value: value == "none",
-    "response_format": lambda value: value == {"type": "text"},
     "verbosity": lambda value: value == "medium",
 }
+
+_INSTEAD = {
+    "functions": "use tools instead",
+    "function_call": "use tool_choice instead",
+}
+"""What a client can do about a field that is refused."""
 
 
 def split_fields(
@@ -117,7 +105,7 @@ def split_fields(
         elif support is Support.HONOURED:
             honoured[name] = value
         elif support is Support.REFUSED and not _asks_for_nothing(name, value):
-            raise UnsupportedParameterError(name)
+            raise UnsupportedParameterError(name, _INSTEAD.get(name, ""))
     return honoured, unknown
 
 

@@ -6,8 +6,8 @@ from starlette.responses import Response
 from nexa_runtime.server.errors import json_response
 from nexa_runtime.server.ignored import ignored_header
 from nexa_runtime.server.protocol import embeddings as wire_format
-from nexa_runtime.server.protocol.common import parse, unknown_fields
 from nexa_runtime.server.protocol.parameters import EMBEDDING, split_fields
+from nexa_runtime.server.protocol.wire import parse, unknown_fields
 from nexa_runtime.server.services import is_patient, services, tenant_and_body
 from nexa_runtime.server.stream import while_connected
 

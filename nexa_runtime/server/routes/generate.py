@@ -1,4 +1,8 @@
-"""``POST /v1/chat/completions`` and ``POST /v1/completions``."""
+"""``POST /v1/chat/completions`` and ``POST /v1/completions``.
+
+Owns the way from a body to a generation and from there to a response. ``protocol`` knows the wire,
+``serving`` generates, ``stream`` writes; ``app`` routes here.
+"""
 
 import time
 import uuid
@@ -6,13 +10,18 @@ import uuid
 from starlette.requests import Request
 from starlette.responses import Response
 
+from nexa_runtime.chat.messages import ToolMode
 from nexa_runtime.server.ignored import ignored_header
-from nexa_runtime.server.protocol.chat import ChatRequest, ChatWriter
-from nexa_runtime.server.protocol.common import CommonRequest, parse, unknown_fields
-from nexa_runtime.server.protocol.completions import CompletionRequest, CompletionWriter
+from nexa_runtime.server.protocol.chat import ChatRequest
+from nexa_runtime.server.protocol.chat_writer import ChatWriter
+from nexa_runtime.server.protocol.common import CommonRequest
+from nexa_runtime.server.protocol.completion_writer import CompletionWriter
+from nexa_runtime.server.protocol.completions import CompletionRequest
+from nexa_runtime.server.protocol.logprobs import TokenTexts
 from nexa_runtime.server.protocol.parameters import CHAT, COMPLETION, split_fields
+from nexa_runtime.server.protocol.wire import parse, unknown_fields
 from nexa_runtime.server.services import is_patient, services, tenant_and_body
-from nexa_runtime.server.stream import Writer, respond, stream, while_connected
+from nexa_runtime.server.stream import Extras, Writer, respond, stream, while_connected
 from nexa_runtime.serving.generation import Generation
 
 
@@ -21,11 +30,18 @@ async def chat_completions(request: Request) -> Response:
     tenant, body = await tenant_and_body(request)
     fields, unknown = split_fields(body, CHAT)
     wire = parse(ChatRequest, fields)
+    conversation = wire.to_conversation()
     opening = services(request).generation.open_chat(
-        tenant, wire.to_messages(), wire.to_options(), is_patient=is_patient(request)
+        tenant, conversation, wire.to_options(), is_patient=is_patient(request)
     )
     generation = await while_connected(request, opening)
-    writer = ChatWriter(f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), generation.model_name)
+    writer = ChatWriter(
+        f"chatcmpl-{uuid.uuid4().hex}",
+        int(time.time()),
+        generation.model_name,
+        _texts(wire, generation),
+        is_named=conversation.tool_choice.mode is ToolMode.NAMED,
+    )
     return await _answer(request, wire, generation, writer, unknown)
 
 
@@ -35,11 +51,17 @@ async def completions(request: Request) -> Response:
     fields, unknown = split_fields(body, COMPLETION)
     wire = parse(CompletionRequest, fields)
     opening = services(request).generation.open_completion(
-        tenant, wire.prompt, wire.options(), is_patient=is_patient(request)
+        tenant, wire.prompt, wire.to_options(), is_patient=is_patient(request)
     )
     generation = await while_connected(request, opening)
-    writer = CompletionWriter(f"cmpl-{uuid.uuid4().hex}", int(time.time()), generation.model_name)
+    writer = CompletionWriter(
+        f"cmpl-{uuid.uuid4().hex}", int(time.time()), generation.model_name, _texts(wire, generation)
+    )
     return await _answer(request, wire, generation, writer, unknown)
+
+
+def _texts(wire: CommonRequest, generation: Generation) -> TokenTexts:
+    return TokenTexts(generation.pieces, as_ids=bool(wire.return_tokens_as_token_ids))
 
 
 async def _answer(
@@ -48,6 +70,6 @@ async def _answer(
     headers = ignored_header([*unknown, *unknown_fields(wire)])
     if generation.clamped_max_tokens is not None:
         headers["x-nexa-clamped"] = f"max_tokens={generation.clamped_max_tokens}"
-    if wire.stream:
-        return await stream(request, generation, writer, headers, wants_usage=wire.wants_usage)
-    return await respond(request, generation, writer, headers)
+    extras = Extras(usage=wire.wants_usage, timings=bool(wire.timings))
+    answer = stream if wire.stream else respond
+    return await answer(request, generation, writer, headers, extras)

@@ -1,0 +1,111 @@
+"""Tools on the wire: what a chat may call, and whether it must.
+
+Owns the shapes of ``tools`` and ``tool_choice``, their caps, and the way to the internal ones. It never reads
+a schema beyond its outermost object; ``chat`` calls it. Source: OpenAI's function calling.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from pydantic import AfterValidator
+
+from nexa_runtime.chat.messages import Tool, ToolChoice, ToolMode
+from nexa_runtime.errors import InvalidRequestError, UnsupportedParameterError
+from nexa_runtime.server.protocol.wire import WireModel, json_text
+
+MAX_TOOLS = 128
+MAX_TOOLS_BYTES = 256 * 1024
+
+_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+_MODES = {"auto": ToolMode.AUTO, "none": ToolMode.NONE, "required": ToolMode.REQUIRED}
+
+
+def _check_name(value: str) -> str:
+    if not _NAME.fullmatch(value):
+        raise ValueError("must be 1 to 64 letters, digits, underscores and dashes")
+    return value
+
+
+class FunctionWire(WireModel):
+    """A function that may be called."""
+
+    name: Annotated[str, AfterValidator(_check_name)]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class ToolWire(WireModel):
+    """A tool; only functions are understood."""
+
+    type: str
+    function: FunctionWire | None = None
+
+
+def read_tools(wires: Sequence[ToolWire]) -> tuple[Tool, ...]:
+    """The internal form. Raises ``InvalidRequestError``."""
+    tools: list[Tool] = []
+    names: set[str] = set()
+    room = MAX_TOOLS_BYTES
+    for index, wire in enumerate(wires):
+        path = f"tools[{index}]"
+        if wire.type != "function":
+            reason = f"this server calls functions, not {wire.type[:50]!r}"
+            raise UnsupportedParameterError(f"{path}.type", reason)
+        if wire.function is None:
+            raise InvalidRequestError(f"{path}.function: is required.", param=f"{path}.function")
+        tool = _tool(wire.function, f"{path}.function")
+        if tool.name in names:
+            param = f"{path}.function.name"
+            raise InvalidRequestError(f"{param}: is the name of an earlier tool.", param=param)
+        names.add(tool.name)
+        text = tool.name + (tool.description or "") + json_text(
+            tool.parameters, max_bytes=MAX_TOOLS_BYTES, param=f"{path}.function.parameters"
+        )  # fmt: skip
+        room -= len(text.encode("utf-8", "surrogatepass"))
+        if room < 0:
+            raise InvalidRequestError(f"tools: must have at most {MAX_TOOLS_BYTES} bytes.", param="tools")
+        tools.append(tool)
+    return tuple(tools)
+
+
+def read_tool_choice(value: str | dict[str, Any] | None, tools: Sequence[Tool]) -> ToolChoice:
+    """The internal form; None: the model decides. Raises ``InvalidRequestError``."""
+    if value is None:
+        return ToolChoice()
+    choice = _named(value) if isinstance(value, dict) else _mode(value)
+    if choice.is_forced and not tools:
+        raise InvalidRequestError("tool_choice: needs tools to choose from.", param="tool_choice")
+    if choice.name is not None and all(tool.name != choice.name for tool in tools):
+        param = "tool_choice.function.name"
+        raise InvalidRequestError(f"{param}: is the name of no tool.", param=param)
+    return choice
+
+
+def _tool(wire: FunctionWire, path: str) -> Tool:
+    if not wire.parameters:
+        return Tool(wire.name, wire.description, is_strict=bool(wire.strict))
+    if wire.parameters.get("type", "object") != "object":
+        param = f"{path}.parameters.type"
+        raise InvalidRequestError(f"{param}: must be 'object'.", param=param)
+    return Tool(wire.name, wire.description, {"type": "object", **wire.parameters}, bool(wire.strict))
+
+
+def _mode(value: str) -> ToolChoice:
+    if value not in _MODES:
+        message = "tool_choice: must be 'auto', 'none', 'required', or an object that names a function."
+        raise InvalidRequestError(message, param="tool_choice")
+    return ToolChoice(_MODES[value])
+
+
+def _named(value: dict[str, Any]) -> ToolChoice:
+    kind = value.get("type")
+    if isinstance(kind, str) and kind != "function":
+        raise UnsupportedParameterError("tool_choice", f"this server takes a function, not {kind[:50]!r}")
+    function = value.get("function")
+    name = function.get("name") if isinstance(function, dict) else None
+    if kind is None or not isinstance(name, str):
+        message = 'tool_choice: must be like {"type": "function", "function": {"name": "..."}}.'
+        raise InvalidRequestError(message, param="tool_choice")
+    return ToolChoice(ToolMode.NAMED, name)

@@ -1,0 +1,166 @@
+"""What every request is made of: strict models, caps, and errors that name the field.
+
+Owns the base of the wire types and the translation of pydantic's errors into one sentence. It knows no
+endpoint; all of ``protocol`` builds on it.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TypeVar, cast
+
+import orjson
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+
+from nexa_runtime.errors import InvalidRequestError
+
+MAX_TOKEN_IDS = 2**20
+MAX_JSON_DEPTH = 64
+"""Of a JSON schema, in lists and objects."""
+
+_TEXTS = {
+    "missing": "is required",
+    "model_type": "an object",
+    "model_attributes_type": "an object",
+    "dict_type": "an object",
+    "list_type": "a list",
+    "string_type": "a text",
+    "too_short": "must not be empty",
+    "string_too_short": "must not be empty",
+}
+"""What pydantic says in a programmer's words; no field has a least length but one."""
+
+RequestT = TypeVar("RequestT", bound="WireModel")
+
+
+class WireModel(BaseModel):
+    """Strict types, no NaN; unknown fields are kept, for ``unknown_fields`` to name."""
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False, frozen=True)
+
+
+def at_most(max_items: int) -> BeforeValidator:
+    """Refuse a longer list or object before its items are looked at, each of which could add an error."""
+
+    def check(value: object) -> object:
+        if isinstance(value, (list, dict)) and len(value) > max_items:
+            raise ValueError(f"must have at most {max_items} entries")
+        return value
+
+    return BeforeValidator(check)
+
+
+def parse(cls: type[RequestT], fields: Mapping[str, object]) -> RequestT:
+    """Fields to a request. Raises ``InvalidRequestError`` that names the field at fault."""
+    try:
+        return cls.model_validate(fields)
+    except ValidationError as error:
+        param, message = _sentence(fields, error)
+        raise InvalidRequestError(f"{param or 'The body'}: {message}.", param=param or None) from None
+
+
+def unknown_fields(model: BaseModel, path: str = "") -> list[str]:
+    """Where in a request there are fields that nobody reads, nulls aside, such as ``messages[0].mood``."""
+    found = [f"{path}{name}" for name, value in (model.model_extra or {}).items() if value is not None]
+    for name in type(model).model_fields:
+        value = getattr(model, name)
+        if isinstance(value, BaseModel):
+            found += unknown_fields(value, f"{path}{name}.")
+        elif isinstance(value, list):
+            for index, item in enumerate(value):
+                if isinstance(item, BaseModel):
+                    found += unknown_fields(item, f"{path}{name}[{index}].")
+    return found
+
+
+def check_texts_or_tokens(value: object, max_items: int) -> list[str | list[int]]:
+    """One text, several, token ids, or several lists of these; one entry each.
+
+    Looks at types in bulk: a body of a million wrong items costs no more than one.
+    """
+    shape = "must be a text, a list of texts, token ids, or a list of these"
+    if isinstance(value, str):
+        return [value]
+    if not isinstance(value, list) or not value:
+        raise ValueError(shape)
+    if type(value[0]) is int:
+        return [_token_ids(value, shape)]
+    if len(value) > max_items:
+        raise ValueError(f"must have at most {max_items} entries")
+    kinds = set(map(type, value))
+    if kinds == {str}:
+        return list(value)
+    if kinds == {list}:
+        return [_token_ids(item, shape) for item in value]
+    raise ValueError(shape)
+
+
+def _token_ids(value: list[object], shape: str) -> list[int]:
+    if len(value) > MAX_TOKEN_IDS:
+        raise ValueError(f"must have at most {MAX_TOKEN_IDS} token ids")
+    if set(map(type, value)) != {int}:
+        raise ValueError(shape)
+    ids = cast(list[int], value)
+    if not 0 <= min(ids) <= max(ids) < 2**31:
+        raise ValueError("must have token ids from 0 on")
+    return ids
+
+
+def json_text(value: object, *, max_bytes: int, param: str) -> str:
+    """The JSON text of a part of a body. Raises ``InvalidRequestError`` for what is too large or too deep."""
+    if _is_deeper(value, MAX_JSON_DEPTH):
+        message = f"{param}: must not be nested more than {MAX_JSON_DEPTH} deep."
+        raise InvalidRequestError(message, param=param)
+    try:
+        data = orjson.dumps(value)
+    except orjson.JSONEncodeError as error:
+        raise InvalidRequestError(f"{param}: is not JSON: {error}.", param=param) from None
+    return check_bytes(data, max_bytes=max_bytes, param=param).decode()
+
+
+def check_bytes(data: bytes, *, max_bytes: int, param: str) -> bytes:
+    """The bytes themselves. Raises ``InvalidRequestError`` when there are too many."""
+    if len(data) > max_bytes:
+        raise InvalidRequestError(f"{param}: must have at most {max_bytes} bytes.", param=param)
+    return data
+
+
+def _is_deeper(value: object, max_depth: int) -> bool:
+    level = [value]
+    for _ in range(max_depth):
+        inner: list[object] = []
+        for one in level:
+            if isinstance(one, dict):
+                inner.extend(one.values())
+            elif isinstance(one, list):
+                inner.extend(one)
+        if not inner:
+            return False
+        level = inner
+    return any(isinstance(one, (dict, list)) for one in level)
+
+
+def field_path(body: object, loc: Sequence[int | str], *, is_missing: bool = False) -> str:
+    """A place in a body such as ``messages[0].content``; pydantic's names of union members are left out."""
+    path = ""
+    here = body
+    for part in loc:
+        if isinstance(part, int) and isinstance(here, list) and part < len(here):
+            path += f"[{part}]"
+            here = here[part]
+        elif isinstance(part, str) and isinstance(here, Mapping) and (part in here or is_missing):
+            path += f".{part}" if path else part
+            here = here.get(part)
+    return path
+
+
+def _sentence(body: object, error: ValidationError) -> tuple[str, str]:
+    """The deepest field at fault, and what it should be; a field of several types lists them."""
+    by_path: dict[str, list[str]] = {}
+    for item in error.errors(include_url=False):
+        is_missing = item["type"] == "missing"
+        path = field_path(body, item["loc"], is_missing=is_missing)
+        text = _TEXTS.get(item["type"]) or item["msg"].removeprefix("Value error, ")
+        by_path.setdefault(path, []).append(text.removeprefix("Input should be "))
+    path = max(by_path, key=lambda path: path.count(".") + path.count("["))
+    texts = list(dict.fromkeys(by_path[path]))
+    is_type = texts[0].startswith(("a ", "an ", "greater", "less", "'", "0"))
+    return path, f"{'must be ' if is_type else ''}{' or '.join(texts)}"
