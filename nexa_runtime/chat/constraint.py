@@ -207,10 +207,10 @@ class _Tokens:
     def __call__(self, data: bytes) -> list[int]:
         text = data.decode("utf-8")
         if self._lead:
-            tokens = self._vocab.tokenize("\x02" + text, parse_special=False).tolist()
+            tokens = list(map(int, self._vocab.tokenize("\x02" + text, parse_special=False)))
             if tokens[: len(self._lead)] == self._lead:
                 return tokens[len(self._lead) :]
-        return self._vocab.tokenize(text, parse_special=False).tolist()
+        return list(map(int, self._vocab.tokenize(text, parse_special=False)))
 
 
 def _make_tokenizer(vocab: Vocab) -> LLTokenizer:
@@ -231,6 +231,6 @@ def _reason(matcher: LLMatcher) -> str:
     reason = matcher.get_error()
     if reason.startswith("panic"):
         return "it is too complex"
-    if reason.startswith(matcher.stop_reason()):
+    if reason.startswith("NoExtension"):
         return "nothing fits it"
     return one_line(reason)

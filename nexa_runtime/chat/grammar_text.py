@@ -159,9 +159,11 @@ def _check_inner_schemas(lark: str, param: str) -> bool:
 
 
 def one_line(reason: str, max_chars: int = 300) -> str:
-    """The first line of a message of llguidance, without where in the grammar it arose."""
-    line = next((line.strip() for line in reason.splitlines() if line.strip()), "it is not valid")
-    return line.rstrip(".") if len(line) <= max_chars else f"{line[:max_chars]}…"
+    """The line of a message of llguidance that says most: the one marked as the error, else the first."""
+    lines = [line.strip() for line in reason.splitlines() if line.strip()] or ["it is not valid"]
+    marked = next((line for line in lines if line.startswith("error: ")), lines[0])
+    line = marked.removeprefix("error: ").rstrip(".")
+    return line if len(line) <= max_chars else f"{line[:max_chars]}…"
 
 
 def _check_length(source: GrammarSource, max_chars: int) -> None:

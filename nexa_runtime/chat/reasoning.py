@@ -1,8 +1,8 @@
-"""A mask for models that reason before they answer: the constraint on the answer waits until they are done.
+"""A mask for models that reason before they answer: what constrains the answer waits until they are done.
 
-Owns where reasoning begins and ends in the tokens of one answer, and its budget. It knows no grammar: what may
-follow the reasoning is up to an inner mask. ``serving`` makes one per sequence; the engine thread alone calls
-it.
+Owns where reasoning begins and ends in the tokens of one answer, and its budget. It knows no grammar: what
+may follow the reasoning is up to an inner mask. ``serving`` makes one per sequence; the engine thread alone
+calls it.
 
 A tag that is one token is that token, and the same letters in other tokens are not the tag. Any other tag is
 found in the text, however it is cut into tokens. Before the first token of an answer both the opening tag and
@@ -36,8 +36,8 @@ class _Stage(Enum):
 
 
 class ReasoningMask:
-    """A ``TokenMask``. ``is_open``: the prompt has opened the reasoning. ``budget``: most tokens of reasoning;
-    None: any number. ``inner``: the mask of the answer, without which it is free, and may end anywhere.
+    """A ``TokenMask``. ``is_open``: the prompt has opened the reasoning. ``budget``: most tokens of it; None:
+    any number. ``inner``: the mask of the answer, without which it is free, and may end anywhere.
     """
 
     def __init__(
@@ -183,8 +183,8 @@ class _Tag:
         return not self.is_single and piece.startswith(left) and bool(piece[len(left) :].strip())
 
     def overrunning_tokens(self, pieces: Sequence[bytes]) -> list[int]:
-        """The tokens that ``is_overrun_by`` is true of. Looked for where the tag has begun only: no token holds
-        a whole tag and more, which is not a token itself.
+        """The tokens that ``is_overrun_by`` is true of. Looked for where the tag has begun only: no token
+        holds a whole tag and more, where the tag is not a token itself.
         """
         size = len(self.text_so_far)
         if not size:

@@ -17,10 +17,20 @@ import re
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from typing import NoReturn
-from urllib.parse import unquote
 
 from nexa_runtime.chat.messages import Json
-from nexa_runtime.errors import InvalidRequestError
+from nexa_runtime.chat.schema_walk import (
+    IN_PLACE,
+    LISTS,
+    MAPS,
+    ONE,
+    as_list,
+    as_map,
+    is_mixed,
+    nodes,
+    refuse_schema,
+    resolve,
+)
 
 MAX_BYTES = 128 * 1024
 MAX_DEPTH = 96
@@ -36,50 +46,17 @@ MAX_PLAIN_NODES = 500
 MAX_PLAIN_PATTERNS = 8
 
 _REPETITION = re.compile(r"\\.|\[(?:\\.|[^\]\\])*\]|\(|\)|\{(\d+)(?:,(\d*))?\}", re.DOTALL)
-_ONE = (
-    "additionalItems",
-    "additionalProperties",
-    "contains",
-    "else",
-    "if",
-    "items",
-    "not",
-    "propertyNames",
-    "then",
-    "unevaluatedItems",
-    "unevaluatedProperties",
-)
-_LISTS = ("allOf", "anyOf", "items", "oneOf", "prefixItems")
-_MAPS = ("$defs", "definitions", "dependentSchemas", "patternProperties", "properties")
-_IN_PLACE = ("allOf", "anyOf", "oneOf")
 _SAYS = ("additionalProperties", "patternProperties", "unevaluatedProperties")
-_NOTES = {
-    "$anchor",
-    "$comment",
-    "$defs",
-    "$id",
-    "$schema",
-    "default",
-    "definitions",
-    "deprecated",
-    "description",
-    "examples",
-    "readOnly",
-    "title",
-    "writeOnly",
-    "x-guidance",
-}
-"""Keywords that say nothing of the value."""
 
 
 def parse_schema(text: str, param: str) -> Json:
     """The schema in ``text``, within all bounds. Raises ``InvalidRequestError``."""
     if len(text) > MAX_BYTES:
-        _refuse(f"it is longer than {MAX_BYTES // 1024} KiB", param)
+        refuse_schema(f"it is longer than {MAX_BYTES // 1024} KiB", param)
     try:
         schema: Json = json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError):
-        _refuse("it is not valid JSON", param)
+        refuse_schema("it is not valid JSON", param)
     check_schema(schema, param)
     return schema
 
@@ -87,36 +64,40 @@ def parse_schema(text: str, param: str) -> Json:
 def check_schema(schema: Mapping[str, Json] | Json, param: str) -> None:
     """Raise ``InvalidRequestError`` if a schema is out of bounds or refers to what is not in it."""
     if not isinstance(schema, dict | bool):
-        _refuse("it is neither an object nor a boolean", param)
+        refuse_schema("it is neither an object nor a boolean", param)
     if _is_too_deep(schema):
-        _refuse(f"it is nested more than {MAX_DEPTH} levels deep", param)
+        refuse_schema(f"it is nested more than {MAX_DEPTH} levels deep", param)
     if len(json.dumps(schema, ensure_ascii=False).encode("utf-8", "surrogatepass")) > MAX_BYTES:
-        _refuse(f"it is longer than {MAX_BYTES // 1024} KiB", param)
+        refuse_schema(f"it is longer than {MAX_BYTES // 1024} KiB", param)
     num_properties = num_enum = 0
     multiples: list[Fraction] = []
-    for node in _nodes(schema, param):
-        num_properties += len(_map(node, "properties")) + len(_map(node, "patternProperties"))
-        num_enum += len(_list(node, "enum"))
-        for pattern in (node.get("pattern"), *_map(node, "patternProperties")):
-            if isinstance(pattern, str) and num_repetitions(pattern) > MAX_REPETITIONS:
-                _refuse(f"a pattern in it repeats something more than {MAX_REPETITIONS} times", param)
+    for node in nodes(schema, param):
+        num_properties += len(as_map(node, "properties")) + len(as_map(node, "patternProperties"))
+        num_enum += len(as_list(node, "enum"))
         multiple = node.get("multipleOf")
         if isinstance(multiple, int | float) and multiple > 0:
             multiples.append(Fraction(str(multiple)))
+        _check_patterns(node, param)
     if num_properties > MAX_PROPERTIES:
-        _refuse(f"it has more than {MAX_PROPERTIES} properties", param)
+        refuse_schema(f"it has more than {MAX_PROPERTIES} properties", param)
     if num_enum > MAX_ENUM:
-        _refuse(f"it has more than {MAX_ENUM} enum values", param)
+        refuse_schema(f"it has more than {MAX_ENUM} enum values", param)
     if _common_multiple(multiples) > MAX_MULTIPLE:
-        _refuse("its multipleOf values are too large together", param)
+        refuse_schema("its multipleOf values are too large together", param)
+
+
+def _check_patterns(node: dict[str, Json], param: str) -> None:
+    for pattern in (node.get("pattern"), *as_map(node, "patternProperties")):
+        if isinstance(pattern, str) and num_repetitions(pattern) > MAX_REPETITIONS:
+            refuse_schema(f"a pattern in it repeats something more than {MAX_REPETITIONS} times", param)
 
 
 def is_plain(schema: Json) -> bool:
     """Whether it is small and no value has to fit several schemas at once: what else may take long."""
-    nodes = list(_nodes(schema, ""))
-    num_patterns = sum(len(_map(node, "patternProperties")) for node in nodes)
-    is_small = len(nodes) <= MAX_PLAIN_NODES and num_patterns <= MAX_PLAIN_PATTERNS
-    return is_small and not any(_is_mixed(node) for node in nodes)
+    all_nodes = list(nodes(schema, ""))
+    num_patterns = sum(len(as_map(node, "patternProperties")) for node in all_nodes)
+    is_small = len(all_nodes) <= MAX_PLAIN_NODES and num_patterns <= MAX_PLAIN_PATTERNS
+    return is_small and not any(is_mixed(node) for node in all_nodes)
 
 
 def closed(schema: dict[str, Json]) -> dict[str, Json]:
@@ -136,22 +117,22 @@ class _Closer:
         copies: dict[str, Json] = {}
         while self._waiting:
             reference = self._waiting.pop()
-            copies[self._opened[reference]] = self._close(_resolve(self._root, reference), is_open=True)
+            copies[self._opened[reference]] = self._close(resolve(self._root, reference), is_open=True)
         if copies:
-            new["$defs"] = {**_map(new, "$defs"), **copies}
+            new["$defs"] = {**as_map(new, "$defs"), **copies}
         return new
 
     def _close(self, node: Json, *, is_open: bool) -> Json:
         return self._close_object(node, is_open=is_open) if isinstance(node, dict) else node
 
     def _close_object(self, node: dict[str, Json], *, is_open: bool) -> dict[str, Json]:
-        is_mixed = _is_mixed(node)
-        new = {key: self._close_below(key, value, is_open or is_mixed) for key, value in node.items()}
+        is_whole = is_mixed(node)
+        new = {key: self._close_below(key, value, is_open or is_whole) for key, value in node.items()}
         if is_open or self._says(node):
             return new
-        if is_mixed:
+        if is_whole:
             if names := self._names(node):
-                own = _map(new, "properties")
+                own = as_map(new, "properties")
                 new["properties"] = {**own, **{name: True for name in names if name not in own}}
                 new["additionalProperties"] = False
         elif _is_object(node):
@@ -160,11 +141,11 @@ class _Closer:
 
     def _close_below(self, key: str, value: Json, is_part: bool) -> Json:
         """What stands under a keyword. ``is_part``: the schemas that apply in place are parts of a whole."""
-        if key in _MAPS and isinstance(value, dict):
+        if key in MAPS and isinstance(value, dict):
             return {name: self._close(one, is_open=False) for name, one in value.items()}
-        if key in _LISTS and isinstance(value, list):
-            return [self._close(one, is_open=is_part and key in _IN_PLACE) for one in value]
-        if key in _ONE:
+        if key in LISTS and isinstance(value, list):
+            return [self._close(one, is_open=is_part and key in IN_PLACE) for one in value]
+        if key in ONE:
             return self._close(value, is_open=key in ("if", "then", "else", "not"))
         if key == "$ref" and isinstance(value, str) and is_part:
             return self._open_copy(value)
@@ -172,7 +153,7 @@ class _Closer:
 
     def _open_copy(self, reference: str) -> str:
         if reference not in self._opened:
-            taken = _map(self._root, "$defs")
+            taken = as_map(self._root, "$defs")
             name = f"open{len(self._opened)}"
             while name in taken:
                 name += "_"
@@ -190,75 +171,19 @@ class _Closer:
                 continue
             seen.add(id(one))
             yield one
-            parts = [part for key in _IN_PLACE for part in _list(one, key)]
+            parts = [part for key in IN_PLACE for part in as_list(one, key)]
             parts += [one[key] for key in ("then", "else") if key in one]
             if isinstance(reference := one.get("$ref"), str):
-                parts.append(_resolve(self._root, reference))
+                parts.append(resolve(self._root, reference))
             waiting.extend(reversed(parts))
 
     def _says(self, node: dict[str, Json]) -> bool:
-        if not _is_mixed(node):
+        if not is_mixed(node):
             return any(key in node for key in _SAYS)
         return any(key in part for part in self._parts(node) for key in _SAYS)
 
     def _names(self, node: dict[str, Json]) -> list[str]:
-        return list(dict.fromkeys(name for part in self._parts(node) for name in _map(part, "properties")))
-
-
-def _nodes(root: Json, param: str) -> Iterator[dict[str, Json]]:
-    """All objects among the schemas in ``root``, once each; whatever a ``$ref`` names is a schema too."""
-    anchors: set[str] = set()
-    references: list[str] = []
-    waiting, seen = [root], set()
-    while waiting or references:
-        if not waiting:
-            target = references.pop()
-            if target[1:] not in anchors:
-                waiting.append(_resolve(root, target, param))
-            continue
-        node = waiting.pop()
-        if not isinstance(node, dict) or id(node) in seen:
-            continue
-        seen.add(id(node))
-        yield node
-        if isinstance(anchor := node.get("$anchor"), str):
-            anchors.add(anchor)
-        reference = node.get("$ref")
-        if isinstance(reference, str):
-            if not reference.startswith("#"):
-                _refuse(f"its $ref {_shown(reference)} leads out of it", param)
-            references.append(reference)
-        waiting.extend(node[key] for key in _ONE if key in node)
-        waiting.extend(one for key in _LISTS for one in _list(node, key))
-        waiting.extend(one for key in _MAPS for one in _map(node, key).values())
-
-
-def _resolve(root: Json, reference: str, param: str = "") -> Json:
-    """What a ``$ref`` names. Source: RFC 6901. An anchor is left to the compiler."""
-    pointer = unquote(reference[1:])
-    node = root
-    if pointer and not pointer.startswith("/"):
-        if param:
-            _refuse(f"its $ref {_shown(reference)} names nothing in it", param)
-        return True
-    for part in pointer.split("/")[1:]:
-        key = part.replace("~1", "/").replace("~0", "~")
-        if isinstance(node, dict) and key in node:
-            node = node[key]
-        elif isinstance(node, list) and key.isdecimal() and int(key[:9]) < len(node):
-            node = node[int(key[:9])]
-        else:
-            _refuse(f"its $ref {_shown(reference)} names nothing in it", param)
-    if not isinstance(node, dict | bool):
-        _refuse(f"its $ref {_shown(reference)} names no schema", param)
-    return node
-
-
-def _is_mixed(node: dict[str, Json]) -> bool:
-    """Whether more than one schema applies to a value at this place."""
-    num_parts = len(_list(node, "allOf")) + sum(key in node for key in ("$ref", "anyOf", "oneOf"))
-    others = node.keys() - _NOTES - {"allOf", "$ref", "anyOf", "oneOf"}
-    return num_parts + bool(others) > 1
+        return list(dict.fromkeys(name for part in self._parts(node) for name in as_map(part, "properties")))
 
 
 def _is_object(node: dict[str, Json]) -> bool:
@@ -310,23 +235,5 @@ def _is_too_deep(schema: Json) -> bool:
     return any(isinstance(one, dict | list) for one in level)
 
 
-def _list(node: dict[str, Json], key: str) -> list[Json]:
-    value = node.get(key)
-    return value if isinstance(value, list) else []
-
-
-def _map(node: Json, key: str) -> dict[str, Json]:
-    value = node.get(key) if isinstance(node, dict) else None
-    return value if isinstance(value, dict) else {}
-
-
-def _shown(reference: str) -> str:
-    return json.dumps(reference if len(reference) <= 80 else f"{reference[:80]}…", ensure_ascii=False)
-
-
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
-
-
-def _refuse(reason: str, param: str) -> NoReturn:
-    raise InvalidRequestError(f"The JSON schema cannot be used: {reason}.", param=param)
