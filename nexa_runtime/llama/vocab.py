@@ -60,6 +60,12 @@ class Vocab:
         self.special_texts: Mapping[str, int] = marked | self._texts(attributes, _ATTR_CONTROL)
         """Text → id of the tokens that no constraint on text may take for text."""
         self._special_texts = self._texts(attributes, control | _ATTR_USER_DEFINED)
+        self.marker_tokens = frozenset(
+            token
+            for token, attribute in enumerate(attributes)
+            if attribute & control or (attribute & _ATTR_USER_DEFINED and self._is_tag(token))
+        )
+        """Tokens that are no text to a grammar: control tokens, and others written like ``<tag>``."""
         self._special_pattern = _alternatives(self._special_texts)
         self.max_piece_bytes: int | None = None
         """No token stands for more bytes of a text; None where a tokenizer may drop some (wordpiece,
@@ -149,6 +155,10 @@ class Vocab:
                 size = C.llama_token_to_piece(self.pointer, token, buffer, len(buffer), 0, special)
             table.append(ctypes.string_at(buffer, size))
         return table
+
+    def _is_tag(self, token: int) -> bool:
+        piece = self.special_pieces[token]
+        return piece.startswith(b"<") and piece.endswith(b">")
 
     def _texts(self, attributes: list[int], mask: int) -> dict[str, int]:
         return {

@@ -1,0 +1,64 @@
+"""A trial: a grammar is compiled in a process of its own first, which may hang, grow or die.
+
+Owns that process and its bounds. llguidance bounds most of what it does, but not all: a value that must fit
+two schemas with ``multipleOf`` 997 and 503 takes 5.7 s and 400 MB, sixty patterns in one ``allOf`` never end,
+and a chain of 3,000 rules or ``$ref`` overflows the stack, which ends the process. None of this can be
+interrupted from within. A trial costs 70 ms, so ``constraint`` holds one only where something of the kind can
+be in a grammar. This module is also what the process runs, and imports nothing of Nexa Runtime then.
+"""
+
+import subprocess
+import sys
+import threading
+from enum import Enum
+
+from llguidance import LLMatcher, LLParserLimits
+
+DEADLINE_S = 3.0
+"""Of the wall clock; twenty times what the largest schemas in use take."""
+_STACK_BYTES = 2 * 2**20
+"""A quarter of what the threads have that compile and step through what was tried."""
+
+
+class Outcome(Enum):
+    """``PASSED``: it ended, with or without an error, which compiling it here will show."""
+
+    PASSED = "passed"
+    TOO_LONG = "too long"
+    DIED = "died"
+
+
+def limits() -> LLParserLimits:
+    """The bounds of every grammar: a compile of half a second, a step of 30 ms, 100 MB."""
+    return LLParserLimits(
+        initial_lexer_fuel=500_000,
+        step_lexer_fuel=200_000,
+        step_max_items=50_000,
+        max_items_in_row=2_000,
+        max_lexer_states=50_000,
+        verbose_errors=False,
+    )
+
+
+def try_grammar(text: str, deadline_s: float = DEADLINE_S) -> Outcome:
+    """Compile ``text`` in another process. Blocks."""
+    command = [sys.executable, "-I", __file__]
+    try:
+        done = subprocess.run(
+            command, input=text.encode("utf-8", "surrogatepass"), capture_output=True, timeout=deadline_s
+        )
+    except subprocess.TimeoutExpired:
+        return Outcome.TOO_LONG
+    return Outcome.DIED if done.returncode else Outcome.PASSED
+
+
+def _compile_input() -> None:
+    text = sys.stdin.buffer.read().decode("utf-8", "surrogatepass")
+    LLMatcher.validate_grammar(text, limits=limits())
+
+
+if __name__ == "__main__":
+    threading.stack_size(_STACK_BYTES)
+    thread = threading.Thread(target=_compile_input)
+    thread.start()
+    thread.join()
