@@ -77,7 +77,8 @@ async def respond(
                 for delta in batch:
                     choices[delta.index].take(delta)
         timings = generation.timings() if extras.timings else None
-        return json_response(writer.response(choices, generation.usage, timings), headers=headers)
+        best = generation.best(choices)
+        return json_response(writer.response(best, generation.usage, timings), headers=headers)
     finally:
         generation.close()
 

@@ -80,9 +80,12 @@ class Generation:
         ticket: Ticket,
         prompts: Sequence[PromptChoices],
         num_kept: int,
+        shows_logprobs: bool,
         clamped_max_tokens: int | None,
     ) -> None:
-        """``num_kept``: of the choices of each prompt, how many ``best`` is to leave."""
+        """``num_kept``: of the choices of each prompt, how many ``best`` is to leave. ``shows_logprobs``:
+        whether the client asked for log-probabilities, which may also be there to find the best.
+        """
         self._dispatcher = dispatcher
         self._ticket = ticket
         self._lease = lease
@@ -94,6 +97,7 @@ class Generation:
         self.usage = Usage(prompt_tokens=sum(one.num_tokens for one in prompts))
         self._prompts = prompts
         self._num_kept = num_kept
+        self._shows_logprobs = shows_logprobs
         self._running = [
             _Running(number, parser) for number, one in enumerate(prompts) for parser in one.parsers
         ]
@@ -211,6 +215,9 @@ class Generation:
             if len(group) > self._num_kept:
                 group.sort(key=lambda choice: choice.mean_logprob, reverse=True)
             kept += group[: self._num_kept]
+        if not self._shows_logprobs:
+            for choice in kept:
+                choice.logprobs.clear()
         return kept
 
     def _groups(self) -> list[list[_Running]]:

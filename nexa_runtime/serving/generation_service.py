@@ -163,6 +163,7 @@ class GenerationService:
                 for one, group in zip(answerings, groups, strict=True)
             ],
             num_kept=options.num_choices,
+            shows_logprobs=options.sampling.get("num_logprobs") is not None,
             clamped_max_tokens=shortest if asked is not None and shortest < asked else None,
         )
         try:

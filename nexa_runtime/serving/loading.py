@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from nexa_runtime.chat.constraint import ConstraintCompiler
+from nexa_runtime.chat.dialects.base import Dialect
 from nexa_runtime.chat.dialects.registry import choose
 from nexa_runtime.chat.template import CHATML, ChatTemplate, TemplateSyntaxError
 from nexa_runtime.config import EngineSettings, ModelSettings, Settings
@@ -245,15 +246,7 @@ def _make_loaded(
             cell_bytes=cell_bytes,
         )
         generation = _make_lane(model, context, accounts, settings, host_cache)
-    source = options.chat_template or model.chat_template
-    tool_source = None if options.chat_template else model.tool_template
-    if source is None:
-        _log.warning("no_chat_template", model=model.name, using="ChatML")
-    template = _make_template(model, source or CHATML)
-    try:
-        dialect = choose(tool_source or source or CHATML, model.vocab.special_texts, options.dialect)
-    except ValueError as error:
-        raise ModelFileError(model.path, f"its entry in the catalog is wrong: {error}") from None
+    template, tool_template, dialect = _make_chat(model, options)
     public_prefixes = _public_prefixes(model, context, template, settings)
     max_sequence_tokens = 0
     if context is not None:
@@ -267,7 +260,7 @@ def _make_loaded(
         context=context,
         engine=ModelEngine(generation=generation, embedding=embedding),
         template=template,
-        tool_template=None if tool_source is None else _make_template(model, tool_source),
+        tool_template=tool_template,
         dialect=dialect,
         constraints=ConstraintCompiler(model.vocab),
         sampling=_default_sampling(model),
@@ -370,6 +363,22 @@ def _make_lane(
         max_warm_cells=None if model.is_on_gpu else _MAX_WARM_CELLS,
     )
     return GenerationLane(runner=Runner(context, via=via), scheduler=scheduler, vocab=model.vocab)
+
+
+def _make_chat(model: Model, options: EngineOptions) -> tuple[ChatTemplate, ChatTemplate | None, Dialect]:
+    """The model's template, the one for conversations with tools if it has another, and its dialect."""
+    source, tool_source = options.chat_template or model.chat_template, None
+    if source is None:
+        _log.warning("no_chat_template", model=model.name, using="ChatML")
+        source = CHATML
+    elif not options.chat_template:
+        tool_source = model.tool_template
+    try:
+        dialect = choose(tool_source or source, model.vocab.special_texts, options.dialect)
+    except ValueError as error:
+        raise ModelFileError(model.path, f"its entry in the catalog is wrong ({error})") from None
+    tool_template = None if tool_source is None else _make_template(model, tool_source)
+    return _make_template(model, source), tool_template, dialect
 
 
 def _make_template(model: Model, source: str) -> ChatTemplate:

@@ -93,7 +93,9 @@ def test_what_may_take_long_to_compile_is_not_plain() -> None:
     assert is_plain({"anyOf": [point, {"type": "null"}], "description": "a point"})
     assert is_plain({"allOf": [{"$ref": "#/$defs/p"}], "$defs": {"p": point}})
     assert not is_plain({"allOf": [{"minimum": 1}, {"multipleOf": 3}]})
-    assert not is_plain({"properties": {"a": {"$ref": "#/$defs/p", "required": ["x"]}}, "$defs": {"p": point}})
+    assert not is_plain(
+        {"properties": {"a": {"$ref": "#/$defs/p", "required": ["x"]}}, "$defs": {"p": point}}
+    )
     assert not is_plain(chain(1_000))
 
 
@@ -150,7 +152,10 @@ BASE = {"type": "object", "properties": {"id": {"type": "integer"}}, "required":
         {"allOf": [{"$ref": "#/$defs/base"}, {"properties": {"name": {"type": "string"}}}]},
         {"allOf": [{"$ref": "#/$defs/base"}], "properties": {"name": {"type": "string"}}},
         {"$ref": "#/$defs/base", "properties": {"name": {"type": "string"}}},
-        {"$ref": "#/$defs/base", "anyOf": [{"properties": {"name": {"type": "string"}}}, {"minProperties": 1}]},
+        {
+            "$ref": "#/$defs/base",
+            "anyOf": [{"properties": {"name": {"type": "string"}}}, {"minProperties": 1}],
+        },
     ],
 )
 def test_a_whole_of_several_schemas_is_closed_around_all_their_names(schema: dict[str, Any]) -> None:

@@ -119,7 +119,9 @@ class Harness:
     ) -> int:
         key = next(self._keys)
         prompt = self.prompt(question)
-        request = GenerationRequest(prompt, max_new, sampling, SHARE, namespace, stops, ignore_eos)
+        request = GenerationRequest(
+            prompt, max_new, sampling, SHARE, namespace, stops=stops, ignore_eos=ignore_eos
+        )
         self.engine.submit(key, request)
         return key
 

@@ -48,6 +48,12 @@ def test_streamed_choices_come_interleaved_and_each_ends(server: LiveServer) -> 
     assert sum(event["choices"][0]["finish_reason"] == "stop" for event in events) == 3
 
 
+def token_ids(server: LiveServer, content: list[Any]) -> list[int]:
+    """The ids of tokens that are told by their bytes."""
+    pieces = {bytes(piece): token for token, piece in enumerate(server.loaded.model.vocab.special_pieces)}
+    return [pieces[bytes(one["bytes"])] for one in content]
+
+
 def reference_logprobs(server: LiveServer, prompt: list[int], answer: list[int]) -> list[Any]:
     """Natural logarithms of the softmax over llama.cpp's logits after the prompt and each token."""
     model = server.loaded.model
@@ -57,9 +63,10 @@ def reference_logprobs(server: LiveServer, prompt: list[int], answer: list[int])
         batch = context.make_batch()
         rows = []
         position = 0
-        for part in [tokens[: len(prompt)], *([token] for token in answer[:-1])]:
+        parts = [tokens[: len(prompt)], *(tokens[at : at + 1] for at in range(len(prompt), len(tokens) - 1))]
+        for part in parts:
             batch.clear()
-            batch.add(0, np.array(part, dtype=np.int32), position, wants_logits=True)
+            batch.add(0, part, position, wants_logits=True)
             assert context.decode(batch) is DecodeStatus.OK
             position += len(part)
             row = context.logits(1)[0].astype(np.float64)
@@ -69,7 +76,8 @@ def reference_logprobs(server: LiveServer, prompt: list[int], answer: list[int])
         context.close()
 
 
-def test_logprobs_are_the_softmax_of_the_raw_logits(server: LiveServer) -> None:
+def test_logprobs_are_the_softmax_of_the_raw_logits(make_server: Any) -> None:
+    server = make_server()  # whose cache has nothing that was computed in steps of another size
     body = server.chat(FRANCE, logprobs=True, top_logprobs=5, temperature=1.5, seed=4, max_tokens=12).json()
     choice = body["choices"][0]
     content = choice["logprobs"]["content"]
@@ -77,8 +85,7 @@ def test_logprobs_are_the_softmax_of_the_raw_logits(server: LiveServer) -> None:
     vocab = server.loaded.model.vocab
     rendered = f"<|im_start|>user\n{FRANCE}<|im_end|>\n<|im_start|>assistant\n"
     prompt = vocab.tokenize(rendered, parse_special=True).tolist()
-    pieces = {bytes(piece): token for token, piece in enumerate(vocab.special_pieces)}
-    answer = [pieces[bytes(one["bytes"])] for one in content]
+    answer = token_ids(server, content)
     assert b"".join(bytes(one["bytes"]) for one in content).decode() == choice["message"]["content"]
     for one, row, token in zip(content, reference_logprobs(server, prompt, answer), answer, strict=True):
         assert one["logprob"] == pytest.approx(row[token], abs=1e-3)
@@ -134,10 +141,11 @@ def test_a_suffix_needs_a_model_that_fills_in(server: LiveServer) -> None:
 
 
 def test_stop_token_ids_and_min_tokens(server: LiveServer) -> None:
-    vocab = server.loaded.model.vocab
-    answer = vocab.tokenize(ANSWER, parse_special=False).tolist()
-    body = server.chat(FRANCE, temperature=0, stop_token_ids=[answer[3]]).json()
-    assert body["choices"][0]["message"]["content"] == b"".join(vocab.pieces[t] for t in answer[:3]).decode()
+    told = server.chat(FRANCE, temperature=0, logprobs=True).json()["choices"][0]["logprobs"]["content"]
+    stop = token_ids(server, told)[5]
+    body = server.chat(FRANCE, temperature=0, stop_token_ids=[stop]).json()
+    first = token_ids(server, told).index(stop)
+    assert body["choices"][0]["message"]["content"] == "".join(one["token"] for one in told[:first])
     assert body["choices"][0]["finish_reason"] == "stop"
     longer = server.chat(FRANCE, temperature=0, min_tokens=30, max_tokens=40).json()
     assert longer["usage"]["completion_tokens"] >= 30

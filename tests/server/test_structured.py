@@ -141,7 +141,7 @@ def test_what_cannot_be_a_form_is_refused_with_the_reason(server: LiveServer, na
 def test_hostile_schemas_disturb_nobody(server: LiveServer) -> None:
     """While one client sends schemas that are built to be slow, another's answers are as ever."""
     is_over = threading.Event()
-    hostile = [
+    hostile: list[Any] = [
         {"response_format": form({"type": "string", "pattern": "(a|b|ab){1,400}(c|d){1,400}$"})},
         {"response_format": form(deep(60))},
         {"response_format": form({"anyOf": [deep(n % 40) for n in range(200)]})},

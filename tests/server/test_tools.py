@@ -50,7 +50,7 @@ BOOK: dict[str, Any] = {
         },
     },
 }
-QUESTION: dict[str, Any] = {"role": "user", "content": "What is the weather in Paris?"}
+QUESTION: dict[str, Any] = {"role": "user", "content": "What's the weather like in Paris?"}
 WEATHER = '{"city": "Paris", "temperature_c": 18, "condition": "cloudy"}'
 
 

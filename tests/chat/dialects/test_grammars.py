@@ -133,7 +133,7 @@ class Writer:
 def tokenizer(model: Model) -> LLTokenizer:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        return lltokenizer_from_vocab(model.vocab._pointer)
+        return lltokenizer_from_vocab(model.vocab.pointer)
 
 
 @pytest.fixture(params=[False, True], ids=["letters", "tokens"])
