@@ -9,6 +9,7 @@ from nexa_runtime.llama.context import (
     DecodeStatus,
     kv_cell_bytes,
 )
+from nexa_runtime.llama.dry import prepare_dry
 from nexa_runtime.llama.embedding import MAX_INPUTS, EmbeddingContext, normalised
 from nexa_runtime.llama.mask import TokenMask
 from nexa_runtime.llama.model import Model
@@ -48,6 +49,7 @@ __all__ = [
     "kv_cell_bytes",
     "normalised",
     "plan_memory",
+    "prepare_dry",
     "restore_range",
     "sample_greedy",
     "save_range",

@@ -15,8 +15,9 @@ import numpy as np
 from nexa_runtime.errors import DecodeError, LlamaGuardError
 from nexa_runtime.llama.candidates import Ids, best_id
 from nexa_runtime.llama.context import Logits
+from nexa_runtime.llama.dry import make_dry
 from nexa_runtime.llama.lib import C
-from nexa_runtime.llama.sampling_params import DEFAULT_SAMPLERS, MAX_LAST_TOKENS, SamplingParams
+from nexa_runtime.llama.sampling_params import DEFAULT_SAMPLERS, SamplingParams, last_tokens
 from nexa_runtime.llama.vocab import Tokens, Vocab
 
 _RANDOM_SEED = 0xFFFFFFFF
@@ -92,7 +93,7 @@ class FullChain:
             self._chain.add(sampler)
         self._remembers = not params.mirostat and (params.has_penalties or params.has_dry)
         if self._remembers:
-            last_n = (_last_n(params.penalty_last_n), _last_n(params.dry_penalty_last_n))
+            last_n = (last_tokens(params.penalty_last_n), last_tokens(params.dry_penalty_last_n))
             longest = max(last_n[0] if params.has_penalties else 0, last_n[1] if params.has_dry else 0)
             for token in prompt[-longest:].tolist():
                 self._chain.accept(token)
@@ -140,12 +141,12 @@ def _samplers(params: SamplingParams, vocab: Vocab) -> list[object]:
     makers: dict[str, Callable[[], object]] = {
         "penalties": lambda: C.llama_sampler_init_penalties(
             vocab.size,
-            _last_n(params.penalty_last_n),
+            last_tokens(params.penalty_last_n),
             params.repeat_penalty,
             params.frequency_penalty,
             params.presence_penalty,
         ),
-        "dry": lambda: _dry(params, vocab),
+        "dry": lambda: make_dry(params, vocab),
         "top_n_sigma": lambda: C.llama_sampler_init_top_n_sigma(params.top_n_sigma),
         "top_k": lambda: C.llama_sampler_init_top_k(max(0, min(params.top_k, vocab.size))),
         "typ_p": lambda: C.llama_sampler_init_typical(params.typical_p, 1),
@@ -157,7 +158,8 @@ def _samplers(params: SamplingParams, vocab: Vocab) -> list[object]:
         ),
     }
     names = DEFAULT_SAMPLERS if params.samplers is None else params.samplers
-    return [*(makers[name]() for name in names), C.llama_sampler_init_dist(seed)]
+    used = [name for name in names if name != "dry" or params.has_dry]
+    return [*(makers[name]() for name in used), C.llama_sampler_init_dist(seed)]
 
 
 def _mirostat(params: SamplingParams, vocab: Vocab) -> list[object]:
@@ -166,19 +168,6 @@ def _mirostat(params: SamplingParams, vocab: Vocab) -> list[object]:
     if params.mirostat == 1:
         return [temperature, C.llama_sampler_init_mirostat(vocab.size, seed, tau, eta, _MIROSTAT_TOKENS)]
     return [temperature, C.llama_sampler_init_mirostat_v2(seed, tau, eta)]
-
-
-def _dry(params: SamplingParams, vocab: Vocab) -> object:
-    breakers = [text.encode("utf-8", "surrogatepass") for text in params.dry_sequence_breakers if text]
-    return C.llama_sampler_init_dry(
-        vocab.pointer,
-        params.dry_multiplier,
-        params.dry_base,
-        min(params.dry_allowed_length, MAX_LAST_TOKENS),
-        _last_n(params.dry_penalty_last_n),
-        (ctypes.c_char_p * len(breakers))(*breakers),
-        len(breakers),
-    )
 
 
 def _temperature(params: SamplingParams) -> tuple[float, float]:
@@ -192,10 +181,6 @@ def _temperature(params: SamplingParams) -> tuple[float, float]:
         return temperature, distance
     high = max(high, _MIN_DYNAMIC_TEMPERATURE)
     return (high + _MIN_DYNAMIC_TEMPERATURE) / 2, (high - _MIN_DYNAMIC_TEMPERATURE) / 2
-
-
-def _last_n(num_tokens: int) -> int:
-    return min(num_tokens, MAX_LAST_TOKENS) if num_tokens >= 0 else MAX_LAST_TOKENS
 
 
 def _seed(params: SamplingParams) -> int:

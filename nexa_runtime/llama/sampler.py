@@ -21,11 +21,11 @@ from nexa_runtime.llama.chain import Chain, FullChain, make_short_chain
 from nexa_runtime.llama.context import Logits
 from nexa_runtime.llama.mask import TokenMask
 from nexa_runtime.llama.sampling_params import (
-    MAX_LAST_TOKENS,
     Choice,
     SamplingParams,
     TokenLogprobs,
     check,
+    last_tokens,
     resolved,
 )
 from nexa_runtime.llama.vocab import Tokens, Vocab
@@ -166,7 +166,7 @@ class _Penalties:
 
     def __init__(self, params: SamplingParams, prompt: Tokens) -> None:
         self._params = params
-        last_n = params.penalty_last_n if 0 <= params.penalty_last_n < MAX_LAST_TOKENS else MAX_LAST_TOKENS
+        last_n = last_tokens(params.penalty_last_n)
         self._recent: deque[int] = deque(prompt[-last_n:].tolist(), maxlen=last_n)
         self._counts: Counter[int] = Counter(self._recent)
 

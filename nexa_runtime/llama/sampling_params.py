@@ -180,6 +180,11 @@ class Choice:
     logprobs: TokenLogprobs | None = None
 
 
+def last_tokens(last_n: int) -> int:
+    """How many tokens ``penalty_last_n`` or ``dry_penalty_last_n`` means."""
+    return min(last_n, MAX_LAST_TOKENS) if last_n >= 0 else MAX_LAST_TOKENS
+
+
 def resolved(params: SamplingParams) -> SamplingParams:
     """The same choices, with every sampler off that ``samplers`` does not name.
 

@@ -4,6 +4,7 @@ import ctypes
 import dataclasses
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nexa_runtime.errors import DecodeError, LlamaGuardError
-from nexa_runtime.llama import MAX_DRY_BREAKERS, SAMPLER_NAMES, Model, Sampler, SamplingParams, Vocab
+from nexa_runtime.llama import (
+    MAX_DRY_BREAKERS,
+    SAMPLER_NAMES,
+    Model,
+    Sampler,
+    SamplingParams,
+    Vocab,
+    prepare_dry,
+)
 from nexa_runtime.llama.lib import C
+from nexa_runtime.llama.vocab import Tokens
 from tests.llama.sampling import LlamaChain, logits
 
 BREAKERS = ("\n", ":", '"', "*")
@@ -123,6 +133,33 @@ def test_dry_breaks_a_repetition_off(model: Model) -> None:
 
     assert run(0.0) == 700
     assert run(1.0) != 700
+
+
+def test_dry_samplers_are_copies_without_a_memory(model: Model) -> None:
+    def run(prompt: Tokens, multiplier: float) -> int:
+        params = SamplingParams(temperature=0.0, dry_multiplier=multiplier)
+        sampler = Sampler(params, model.vocab, prompt)
+        row = logits(1, 0.1, model.vocab.size)
+        row[700] += 5.0
+        (token,) = sampler.sample(row).tokens
+        sampler.close()
+        return token
+
+    prepare_dry(SamplingParams(dry_multiplier=1.0), model.vocab)
+    for multiplier in (*np.linspace(1.0, 2.0, 12).tolist(), 1.0):  # more than are kept
+        assert run(PROMPT, multiplier) != 700
+        assert run(PROMPT[:3], multiplier) == 700
+    with pytest.raises(LlamaGuardError):
+        prepare_dry(SamplingParams(dry_multiplier=-1.0), model.vocab)
+
+
+def test_dry_samplers_are_made_by_many_threads_at_once(model: Model) -> None:
+    def work(seed: int) -> None:
+        for step in range(60):
+            prepare_dry(SamplingParams(dry_multiplier=1.0 + (seed * step) % 11), model.vocab)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
 
 
 @pytest.mark.parametrize("names", [("top-k", "TOPP", "temp"), ("top_k", "nucleus", "temperature")])
