@@ -8,17 +8,20 @@ The answer is one JSON object: ``{"tool_calls": [{"name": …, "arguments": {…
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from nexa_runtime.chat.dialects.base import Dialect, Parser, lark_literal
+from nexa_runtime.chat.dialects.base import Dialect, Parser, ReasoningTags, lark_literal
 from nexa_runtime.chat.dialects.calls import CallParser, NotACallError
-from nexa_runtime.chat.dialects.free_text import rules_of_calls
+from nexa_runtime.chat.dialects.free_text import TEXT, rules_of_calls
 from nexa_runtime.chat.dialects.json_scan import Unescaper, text_of
 from nexa_runtime.chat.dialects.prompts import call_list, tool_list, with_system_text
 from nexa_runtime.chat.dialects.reading import Steps
+from nexa_runtime.chat.dialects.reasoning import with_reasoning
 from nexa_runtime.chat.messages import Conversation, Message, Role, Tool, ToolMode
 
+_THINK = ReasoningTags("<think>", "</think>")
+"""What most models that reason write, as their templates show."""
 _CALLS_KEY, _RESPONSE_KEY = "tool_calls", "response"
 _NO_SYSTEM = re.compile(r"raise_exception\([^)]*[Ss]ystem")
 """A template that refuses a system's message."""
@@ -79,25 +82,37 @@ class Generic(Dialect):
     """One JSON object."""
 
     name = "generic"
+    markers = (_THINK.opening, _THINK.closing)
+
+    def __init__(self, special_texts: Mapping[str, int], template: str = "") -> None:
+        super().__init__(special_texts, template)
+        if _THINK.closing in template:
+            self.reasoning = _THINK
 
     @classmethod
     def fits(cls, template: str) -> bool:
         return True
 
     def prepare(self, conversation: Conversation) -> Conversation:
-        """Puts the tools into words, and calls and what tools said into messages that any template knows."""
+        """Puts the tools into words, and calls and what tools said into messages that any template knows.
+
+        The template sees no tools: what it may say of them would be another way.
+        """
         conversation = replace(conversation, messages=_plain_turns(conversation.messages))
         if not conversation.tools or conversation.tool_choice.mode is ToolMode.NONE:
             return conversation
         text = _INSTRUCTIONS.format(tools=tool_list(conversation.tools))
+        conversation = replace(conversation, tools=())
+        if not _NO_SYSTEM.search(self.template) or conversation.messages[0].role is not Role.USER:
+            return with_system_text(conversation, text)
         first, *rest = conversation.messages
-        if first.role is Role.USER and _NO_SYSTEM.search(self.template):
-            first = replace(first, content=f"{text}\n\n{first.content or ''}")
-            return replace(conversation, messages=(first, *rest))
-        return with_system_text(conversation, text)
+        first = replace(first, content=f"{text}\n\n{first.content or ''}")
+        return replace(conversation, messages=(first, *rest))
 
     def parser(self, tools: Sequence[Tool], *, is_reasoning: bool = False, is_constrained: bool) -> Parser:
-        return GenericParser(tools, is_constrained=is_constrained)
+        return with_reasoning(
+            self, GenericParser(tools, is_constrained=is_constrained), is_reasoning=is_reasoning
+        )
 
     def grammar(self, tools: Sequence[Tool], *, is_forced: bool, is_parallel: bool) -> str:
         begin, end = lark_literal(f'{{"{_CALLS_KEY}": ['), lark_literal("]}")
@@ -105,27 +120,38 @@ class Generic(Dialect):
         lines = [f"start: {begin} call {more} {end}"]
         if not is_forced:
             before = lark_literal(f'{{"{_RESPONSE_KEY}": ')
-            lines[0] += f' | {before} said "}}"'
-            lines.append('said: %json {"type": "string"}')
+            lines = [
+                f'start: {"thought?" if self.reasoning else ""} (calls | {before} said "}}")',
+                f"calls: {begin} call {more} {end}",
+                'said: %json {"type": "string"}',
+            ]
+            if self.reasoning:
+                opening, closing = self.lark(_THINK.opening), self.lark(_THINK.closing)
+                is_token = _THINK.closing in self.special_texts
+                inner = f"TEXT {closing}" if is_token else "inside"
+                lines += [f"thought: {opening} {inner} /[ \\n]*/", TEXT]
+                lines += [] if is_token else [f"inside[lazy]: TEXT {closing}"]
         return "\n".join([*lines, rules_of_calls(self, tools, '{"name": "', '", "arguments": ', "}")])
 
 
 def _plain_turns(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """What tools said becomes the user's, in one turn with what the user says next: many templates want the
+    roles to alternate.
+    """
     names = {call.id: call.name for message in messages for call in message.tool_calls}
     turns: list[Message] = []
-    is_result = False
+    was_result = False
     for message in messages:
-        if message.role is Role.TOOL:
+        is_result = message.role is Role.TOOL
+        if is_result:
             name = names.get(message.tool_call_id or "", message.name or "the function")
             message = Message(Role.USER, f"Result of {name}: {message.content or ''}")
-            if is_result:
-                message = replace(message, content=f"{turns.pop().content}\n{message.content}")
-            is_result = True
-        else:
-            is_result = False
-        if message.tool_calls:
+        elif message.tool_calls:
             calls = f'{{"{_CALLS_KEY}": {call_list(message.tool_calls)}}}'
             content = f"{message.content}\n{calls}" if message.content else calls
             message = replace(message, content=content, tool_calls=())
+        if was_result and message.role is Role.USER:
+            message = replace(message, content=f"{turns.pop().content}\n{message.content or ''}")
         turns.append(message)
+        was_result = is_result
     return tuple(turns)
