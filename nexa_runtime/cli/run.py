@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from nexa_runtime.chat.messages import Message, Role
+from nexa_runtime.chat.messages import Conversation, Message, Role
 from nexa_runtime.cli import output as words
 from nexa_runtime.cli.loading import load_default
 from nexa_runtime.cli.output import Document, Output
@@ -138,7 +138,7 @@ def _ask() -> str | None:
 async def _answer(service: GenerationService, messages: list[Message], *, is_shown: bool) -> Answer | None:
     """One answer, on stdout while it comes if ``is_shown``; None if it was interrupted."""
     start = time.monotonic()
-    generation = await service.open_chat(LOCAL_TENANT, messages, GenerationOptions())
+    generation = await service.open_chat(LOCAL_TENANT, Conversation(tuple(messages)), GenerationOptions())
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGINT, generation.fail, ClientDisconnectedError())
     text, reason = "", FinishReason.STOP
