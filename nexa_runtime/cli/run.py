@@ -138,8 +138,7 @@ def _ask() -> str | None:
 async def _answer(service: GenerationService, messages: list[Message], *, is_shown: bool) -> Answer | None:
     """One answer, on stdout while it comes if ``is_shown``; None if it was interrupted."""
     start = time.monotonic()
-    conversation = Conversation(tuple(messages))
-    generation = await service.open_chat(LOCAL_TENANT, conversation, GenerationOptions())
+    generation = await service.open_chat(LOCAL_TENANT, Conversation(tuple(messages)), GenerationOptions())
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGINT, generation.fail, ClientDisconnectedError())
     text, reason = "", FinishReason.STOP

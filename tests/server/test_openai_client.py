@@ -49,8 +49,8 @@ def test_errors_become_the_clients_own(client: Any) -> None:
     assert missing.value.code == "model_not_found"
     assert missing.value.request_id
     with pytest.raises(openai.BadRequestError) as refused:
-        client.chat.completions.create(model="demo", messages=QUESTION, web_search_options={})
-    assert (refused.value.code, refused.value.param) == ("unsupported_parameter", "web_search_options")
+        client.chat.completions.create(model="demo", messages=QUESTION, verbosity="high")
+    assert (refused.value.code, refused.value.param) == ("unsupported_parameter", "verbosity")
 
 
 def test_async_and_its_stream(server: LiveServer) -> None:

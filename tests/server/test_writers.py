@@ -1,8 +1,7 @@
 """Answers on the wire: whole ones and streams, read by OpenAI's own types."""
 
-import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from typing import Any, cast
 
 import orjson
@@ -14,14 +13,12 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from nexa_runtime.chat.dialects.base import CallDelta
 from nexa_runtime.chat.messages import ToolCall
 from nexa_runtime.engine.sequence import FinishReason
-from nexa_runtime.errors import DecodeError
 from nexa_runtime.llama import TokenLogprobs
 from nexa_runtime.server.protocol.chat_writer import ChatWriter
 from nexa_runtime.server.protocol.completion_writer import CompletionWriter
 from nexa_runtime.server.protocol.logprobs import LOWEST, CompletionLogprobs, TokenTexts, chat_logprobs
-from nexa_runtime.server.stream import Extras, _events
 from nexa_runtime.serving.choices import Choice, ChoiceDelta, Timings
-from nexa_runtime.serving.generation import Generation, Usage
+from nexa_runtime.serving.generation import Usage
 
 STOP, LENGTH = FinishReason.STOP, FinishReason.LENGTH
 USAGE = Usage(prompt_tokens=10, completion_tokens=4, cached_tokens=6)
@@ -314,65 +311,3 @@ def test_usage_and_timings(writer: ChatWriter | CompletionWriter) -> None:
     assert cast(dict[str, int], both["usage"])["total_tokens"] == 14
     none = Timings(0.0, 0.0, 0.0)
     assert cast(dict[str, float], writer.response([], USAGE, none)["timings"])["predicted_per_second"] == 0.0
-
-
-class FakeGeneration:
-    """Batches of news, then perhaps an error."""
-
-    def __init__(self, *batches: list[ChoiceDelta], error: Exception | None = None) -> None:
-        self.num_choices = 1
-        self.usage = USAGE
-        self._batches = batches
-        self._error = error
-
-    async def deltas(self) -> AsyncIterator[list[ChoiceDelta]]:
-        for batch in self._batches:
-            yield batch
-        if self._error is not None:
-            raise self._error
-
-    def timings(self) -> Timings:
-        return TIMINGS
-
-
-def written(generation: FakeGeneration, extras: Extras) -> list[bytes]:
-    """The sends of a stream."""
-
-    async def collect() -> list[bytes]:
-        events = _events(cast(Generation, generation), chat_writer(), extras)
-        return [piece async for piece in events]
-
-    return asyncio.run(collect())
-
-
-def test_what_is_there_at_the_same_time_is_one_send() -> None:
-    batches = (
-        [ChoiceDelta(0, "a"), ChoiceDelta(0, "b")],
-        [ChoiceDelta(0)],
-        [ChoiceDelta(0, "c", finish_reason=STOP)],
-    )
-    sends = written(FakeGeneration(*batches), Extras())
-    assert [send.count(b"data: ") for send in sends] == [1, 2, 2, 1]
-    assert sends[-1] == b"data: [DONE]\n\n"
-
-
-@pytest.mark.parametrize(
-    ("extras", "keys"),
-    [
-        (Extras(usage=True), {"usage"}),
-        (Extras(timings=True), {"timings"}),
-        (Extras(usage=True, timings=True), {"usage", "timings"}),
-    ],
-)
-def test_the_last_chunk_says_what_was_asked(extras: Extras, keys: set[str]) -> None:
-    last = written(FakeGeneration([ChoiceDelta(0, "a", finish_reason=STOP)]), extras)[-1]
-    chunk, done = last.split(b"\n\n", 1)
-    assert done == b"data: [DONE]\n\n"
-    body = json.loads(chunk.removeprefix(b"data: "))
-    assert set(body) == {"id", "object", "created", "model", "choices"} | keys
-    assert body["choices"] == []
-
-
-def test_an_error_is_the_last_frame() -> None:
-    last = written(FakeGeneration([ChoiceDelta(0, "a")], error=DecodeError("broken")), Extras(usage=True))[-1]
-    assert json.loads(last.removeprefix(b"data: "))["error"]["code"] == DecodeError.code

@@ -46,6 +46,9 @@ class ChatWriter:
     def chunks(self, delta: ChoiceDelta) -> list[Body]:
         """The chunks of one piece of news; log-probabilities come with the first of them."""
         index, reason = delta.index, delta.finish_reason
+        if reason is None and not (delta.reasoning or delta.call or delta.logprobs):
+            # Nearly all of them are like this, once per token.
+            return [self._chunk(index, {"content": delta.text})] if delta.text else []
         bodies: list[Body] = []
         if delta.reasoning:
             bodies.append({"reasoning_content": delta.reasoning})
