@@ -40,10 +40,14 @@ class Constraint:
     def __init__(self, matcher: LLMatcher, vocab: Vocab) -> None:
         self._matcher = matcher
         self._vocab = vocab
+        self.is_spent = False
+        """Whether a mask of it failed. All masks share one lexer: once that has too many states, every other
+        mask fails too, and the source has to be compiled anew.
+        """
 
     def start(self) -> TokenMask:
         """A fresh mask for one sequence. Thread-safe; microseconds."""
-        return GrammarMask(self._matcher.deep_copy(), self._vocab)
+        return GrammarMask(self._matcher.deep_copy(), self._vocab, self)
 
 
 class ConstraintCompiler:
@@ -63,7 +67,7 @@ class ConstraintCompiler:
         digest = blake2b(source.text.encode("utf-8", "surrogatepass"), digest_size=32).digest()
         key = (source.kind, source.is_strict, digest)
         constraint = self._cache.get(tenant_id, key)
-        if constraint is None:
+        if constraint is None or constraint.is_spent:
             constraint = self._compile(source)
             self._cache.put(tenant_id, key, constraint)
         return constraint
@@ -100,8 +104,9 @@ class ConstraintCompiler:
 class GrammarMask:
     """A ``TokenMask`` that follows a grammar."""
 
-    def __init__(self, matcher: LLMatcher, vocab: Vocab) -> None:
+    def __init__(self, matcher: LLMatcher, vocab: Vocab, constraint: Constraint) -> None:
         self._matcher = matcher
+        self._constraint = constraint
         self._size = vocab.size
         self._eog_tokens = vocab.eog_tokens
         self._is_complete = matcher.is_stopped()
@@ -149,6 +154,7 @@ class GrammarMask:
 
     def _check(self) -> None:
         if self._matcher.is_error():
+            self._constraint.is_spent = True
             reason = _reason(self._matcher)
             raise DecodeError(f"the constraint on its answer cannot be followed any further ({reason})")
 

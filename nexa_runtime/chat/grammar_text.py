@@ -12,7 +12,7 @@ import json
 from dataclasses import dataclass
 from typing import NoReturn, assert_never
 
-from llguidance import LLMatcher
+from llguidance import LLMatcher, regex_to_lark
 from llguidance.gbnf_to_lark import gbnf_to_lark
 
 from nexa_runtime.chat.dialects.base import lark_literal
@@ -66,6 +66,7 @@ class GrammarText:
 
 def to_text(source: GrammarSource) -> GrammarText:
     """The grammar of a source. Raises ``InvalidRequestError`` for what is out of bounds or no grammar."""
+    _check_text(source, source.text)
     match source.kind:
         case GrammarKind.JSON_SCHEMA:
             return _from_schema(parse_schema(source.text, source.param), source)
@@ -75,7 +76,8 @@ def to_text(source: GrammarSource) -> GrammarText:
             _check_length(source, MAX_REGEX_CHARS)
             if num_repetitions(source.text) > MAX_REPETITIONS:
                 refuse(source, f"it repeats something more than {MAX_REPETITIONS} times")
-            text = LLMatcher.grammar_from_regex(source.text)
+            # As in JSON schemas, \d is a digit of ASCII.
+            text = LLMatcher.grammar_from_regex(regex_to_lark(source.text, "d"))
             return GrammarText(text, is_plain=len(source.text) <= MAX_PLAIN_REGEX_CHARS)
         case GrammarKind.CHOICE:
             return _from_choice(source)
@@ -120,6 +122,7 @@ def _from_choice(source: GrammarSource) -> GrammarText:
         refuse(source, "it is not a list of texts")
     if not any(choices):
         refuse(source, "it has no text to choose")
+    _check_text(source, "".join(choices))
     if len(choices) > MAX_CHOICES:
         refuse(source, f"it has more than {MAX_CHOICES} texts")
     # One terminal: as a rule, every choice would be an item of the parser's row.
@@ -164,6 +167,13 @@ def one_line(reason: str, max_chars: int = 300) -> str:
     marked = next((line for line in lines if line.startswith("error: ")), lines[0])
     line = marked.removeprefix("error: ").rstrip(".")
     return line if len(line) <= max_chars else f"{line[:max_chars]}…"
+
+
+def _check_text(source: GrammarSource, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        refuse(source, "it has characters that are not Unicode")
 
 
 def _check_length(source: GrammarSource, max_chars: int) -> None:

@@ -67,7 +67,11 @@ def check_schema(schema: Mapping[str, Json] | Json, param: str) -> None:
         refuse_schema("it is neither an object nor a boolean", param)
     if _is_too_deep(schema):
         refuse_schema(f"it is nested more than {MAX_DEPTH} levels deep", param)
-    if len(json.dumps(schema, ensure_ascii=False).encode("utf-8", "surrogatepass")) > MAX_BYTES:
+    try:
+        num_bytes = len(json.dumps(schema, ensure_ascii=False, allow_nan=False).encode())
+    except ValueError:
+        refuse_schema("it has a number or a text that JSON cannot hold", param)
+    if num_bytes > MAX_BYTES:
         refuse_schema(f"it is longer than {MAX_BYTES // 1024} KiB", param)
     num_properties = num_enum = 0
     multiples: list[Fraction] = []

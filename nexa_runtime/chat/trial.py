@@ -44,16 +44,14 @@ def try_grammar(text: str, deadline_s: float = DEADLINE_S) -> Outcome:
     """Compile ``text`` in another process. Blocks."""
     command = [sys.executable, "-I", __file__]
     try:
-        done = subprocess.run(
-            command, input=text.encode("utf-8", "surrogatepass"), capture_output=True, timeout=deadline_s
-        )
+        done = subprocess.run(command, input=text.encode(), capture_output=True, timeout=deadline_s)
     except subprocess.TimeoutExpired:
         return Outcome.TOO_LONG
     return Outcome.DIED if done.returncode else Outcome.PASSED
 
 
 def _compile_input() -> None:
-    text = sys.stdin.buffer.read().decode("utf-8", "surrogatepass")
+    text = sys.stdin.buffer.read().decode()
     LLMatcher.validate_grammar(text, limits=limits())
 
 

@@ -49,6 +49,8 @@ REFUSED: dict[str, tuple[Any, str]] = {
         {"allOf": [{"multipleOf": 9973}, {"multipleOf": 0.9967}]},
         "multipleOf",
     ),
+    "an infinite number": ({"maximum": float("inf")}, "cannot hold"),
+    "half a character": ({"const": "\ud800"}, "cannot hold"),
     "a pattern of many": ({"type": "string", "pattern": "^(a{0,999}b){0,999}$"}, "repeats something"),
 }
 
@@ -89,7 +91,7 @@ def test_a_schema_within_bounds_is_taken(name: str) -> None:
 
 
 def test_what_may_take_long_to_compile_is_not_plain() -> None:
-    point = {"type": "object", "properties": {"x": {"type": "number"}}}
+    point: dict[str, Any] = {"type": "object", "properties": {"x": {"type": "number"}}}
     assert is_plain({"anyOf": [point, {"type": "null"}], "description": "a point"})
     assert is_plain({"allOf": [{"$ref": "#/$defs/p"}], "$defs": {"p": point}})
     assert not is_plain({"allOf": [{"minimum": 1}, {"multipleOf": 3}]})
@@ -115,7 +117,7 @@ def test_repetitions_within_one_another_multiply(pattern: str, most: int) -> Non
     assert num_repetitions(pattern) == most
 
 
-OPEN = {"type": "object", "properties": {"a": {"type": "integer"}}}
+OPEN: dict[str, Any] = {"type": "object", "properties": {"a": {"type": "integer"}}}
 
 
 def is_valid(schema: Any, value: Any) -> bool:
@@ -143,7 +145,7 @@ def test_objects_are_closed_wherever_they_stand(wrapped: Any, fits: Any, fits_no
     assert not is_valid(closed(wrapped), fits_not)
 
 
-BASE = {"type": "object", "properties": {"id": {"type": "integer"}}, "required": ["id"]}
+BASE: dict[str, Any] = {"type": "object", "properties": {"id": {"type": "integer"}}, "required": ["id"]}
 
 
 @pytest.mark.parametrize(
@@ -167,7 +169,9 @@ def test_a_whole_of_several_schemas_is_closed_around_all_their_names(schema: dic
 
 
 def test_a_definition_stays_closed_where_it_is_used_alone() -> None:
-    whole = {"allOf": [{"$ref": "#/$defs/base"}, {"properties": {"name": {"type": "string"}}}]}
+    whole: dict[str, Any] = {
+        "allOf": [{"$ref": "#/$defs/base"}, {"properties": {"name": {"type": "string"}}}]
+    }
     new = closed({"properties": {"a": whole, "b": {"$ref": "#/$defs/base"}}, "$defs": {"base": BASE}})
     assert is_valid(new, {"a": {"id": 1, "name": "x"}, "b": {"id": 1}})
     assert not is_valid(new, {"b": {"id": 1, "name": "x"}})
@@ -187,15 +191,15 @@ def test_what_says_something_of_other_properties_stays_as_it_is(schema: dict[str
 
 
 def test_the_original_is_not_changed() -> None:
-    schema = {"$ref": "#/$defs/base", "properties": {"a": OPEN}, "$defs": {"base": BASE}}
+    schema: dict[str, Any] = {"$ref": "#/$defs/base", "properties": {"a": OPEN}, "$defs": {"base": BASE}}
     before = json.dumps(schema)
     closed(schema)
     assert json.dumps(schema) == before
 
 
 def test_recursive_definitions_are_closed_too() -> None:
-    tree = {"type": "object", "properties": {"next": {"$ref": "#/$defs/tree"}}}
-    part = {"allOf": [{"$ref": "#/$defs/tree"}, {"properties": {"leaf": {"type": "null"}}}]}
+    tree: dict[str, Any] = {"type": "object", "properties": {"next": {"$ref": "#/$defs/tree"}}}
+    part: dict[str, Any] = {"allOf": [{"$ref": "#/$defs/tree"}, {"properties": {"leaf": {"type": "null"}}}]}
     new = closed({**part, "$defs": {"tree": tree}})
     assert is_valid(new, {"leaf": None, "next": {"next": {}}})
     assert not is_valid(new, {"next": {"next": {"leaf": None}}})
