@@ -1,0 +1,167 @@
+"""Calls written as Python: Llama 3.2 and 4, LFM2.
+
+Owns the format and its grammar. The registry picks it, ``serving`` feeds its parsers.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import ClassVar
+
+from nexa_runtime.chat.dialects.base import Dialect, Parser, ReasoningTags, lark_json, lark_literal
+from nexa_runtime.chat.dialects.lark_rules import Opened, Rules, free, listed
+from nexa_runtime.chat.dialects.python_values import read_literal
+from nexa_runtime.chat.dialects.reasoning import with_reasoning
+from nexa_runtime.chat.dialects.scan import CallParser, NotACallError, Waiting
+from nexa_runtime.chat.dialects.typed_text import Schema, is_open, loads, parameters, required, types
+from nexa_runtime.chat.messages import Conversation, Message, Tool, ToolCall
+
+_BOOLEAN = '("True" | "False")'
+
+
+class Pythonic(Dialect):
+    """``[f(a="x"), g()]``, at the start of the answer or between two markers."""
+
+    name = "pythonic"
+    markers: ClassVar[tuple[str, ...]] = ("<|python_start|>", "<|python_end|>")
+    _opening: ClassVar = "<|python_start|>"
+    _closing: ClassVar = "<|python_end|>"
+    _is_bare: ClassVar = True
+    """Whether a grammar leaves the markers out."""
+
+    @classmethod
+    def fits(cls, template: str) -> bool:
+        return cls._opening in template
+
+    def parser(self, tools: Sequence[Tool], *, is_reasoning: bool = False, is_constrained: bool) -> Parser:
+        inner = _PythonicParser(
+            tools, self.marked(self._opening), self.marked(self._closing), is_constrained=is_constrained
+        )
+        return with_reasoning(self.marked_reasoning(), inner, is_reasoning=is_reasoning)
+
+    def grammar(self, tools: Sequence[Tool], *, is_forced: bool, is_parallel: bool) -> str:
+        rules = Rules()
+        call = rules.rule(" | ".join(self._call(rules, tool) for tool in tools))
+        more = f"({lark_literal(', ')} {call})*" if is_parallel else ""
+        block = rules.rule(f'"[" {call} {more} "]"')
+        marked = rules.rule(f"{block} {self.lark(self._closing)}")
+        if is_forced:
+            return rules.grammar(block if self._is_bare else f"{self.lark(self._opening)} {marked}")
+        return free(rules, self, [Opened(self._opening, marked)], is_parallel=is_parallel)
+
+    def _call(self, rules: Rules, tool: Tool) -> str:
+        if is_open(tool.parameters):
+            argument = f'{rules.terminal("/[A-Za-z_][A-Za-z0-9_]{0,63}/")} "=" {_value(rules, {})}'
+            arguments = f'({argument} (", " {argument})*)?'
+        else:
+            wanted = required(tool.parameters)
+            items = [
+                (rules.rule(f"{lark_literal(key + '=')} {_value(rules, schema)}"), key in wanted)
+                for key, schema in parameters(tool).items()
+            ]
+            arguments = listed(rules, items, ", ")
+        return rules.rule(f'{lark_literal(tool.name + "(")} {arguments} ")"')
+
+
+class Lfm2(Pythonic):
+    """LFM2.5, whose template writes earlier calls itself."""
+
+    name = "lfm2.5"
+    markers = ("<|tool_call_start|>", "<|tool_call_end|>", "<think>", "</think>")
+    reasoning = ReasoningTags("<think>", "</think>")
+    reasoning_key = "thinking"
+    _opening = "<|tool_call_start|>"
+    _closing = "<|tool_call_end|>"
+    _is_bare = False
+
+    @classmethod
+    def fits(cls, template: str) -> bool:
+        return "List of tools: " in template and "tool_calls" in template
+
+
+class Lfm2Plain(Lfm2):
+    """LFM2, whose template knows no calls: they are part of the content."""
+
+    name = "lfm2"
+
+    @classmethod
+    def fits(cls, template: str) -> bool:
+        return "List of tools: " in template and "tool_calls" not in template
+
+    def prepare(self, conversation: Conversation) -> Conversation:
+        return replace(conversation, messages=tuple(self._written(one) for one in conversation.messages))
+
+    def _written(self, message: Message) -> Message:
+        if not message.tool_calls:
+            return message
+        calls = ", ".join(map(_python_call, message.tool_calls))
+        text = f"{message.content or ''}{self._opening}[{calls}]{self._closing}"
+        return replace(message, content=text, tool_calls=())
+
+
+class _PythonicParser(CallParser):
+    def __init__(self, tools: Sequence[Tool], opening: str, closing: str, *, is_constrained: bool) -> None:
+        super().__init__(tools, (opening,), is_constrained=is_constrained)
+        self._closing = closing
+
+    def read_start(self) -> Waiting[None]:
+        yield from self.attempt(self.read_calls(""))
+
+    def read_calls(self, opener: str) -> Waiting[None]:
+        yield from self.cursor.space()
+        yield from self.cursor.expect("[")
+        while True:
+            yield from self.cursor.space()
+            yield from self._read_call()
+            yield from self.cursor.space()
+            if (yield from self.cursor.literal("]")):
+                return
+            yield from self.cursor.expect(",")
+
+    def read_closing(self) -> Waiting[None]:
+        yield from self.cursor.space()
+        yield from self.cursor.literal(self._closing)
+
+    def _read_call(self) -> Waiting[None]:
+        name = yield from self.cursor.name()
+        yield from self.cursor.expect("(")
+        self.begin(name)
+        yield from self.cursor.space()
+        before = "{"
+        while not (yield from self.cursor.literal(")")):
+            if before == ", ":
+                yield from self.cursor.expect(",")
+                yield from self.cursor.space()
+                if (yield from self.cursor.literal(")")):
+                    break
+            key = yield from self.cursor.name()
+            if not key:
+                raise NotACallError
+            yield from self.cursor.space()
+            yield from self.cursor.expect("=")
+            yield from self.cursor.space()
+            value = yield from read_literal(self.cursor)
+            self.add(f"{before}{json.dumps(key)}: {value}")
+            before = ", "
+            yield from self.cursor.space()
+        self.add("}" if before == ", " else "{}")
+
+
+def _value(rules: Rules, schema: Schema) -> str:
+    """A value: JSON is Python enough, but for constants alone."""
+    if types(schema) == {"boolean"} and "enum" not in schema and "const" not in schema:
+        return _BOOLEAN
+    return rules.rule(lark_json(schema))
+
+
+def _python_call(call: ToolCall) -> str:
+    try:
+        arguments = loads(call.arguments)
+    except ValueError:
+        arguments = None
+    items = arguments.items() if isinstance(arguments, dict) else ()
+    return f"{call.name}({', '.join(f'{key}={_python(value)}' for key, value in items)})"
+
+
+def _python(value: object) -> str:
+    return repr(value) if value is None or isinstance(value, bool) else json.dumps(value, ensure_ascii=False)
