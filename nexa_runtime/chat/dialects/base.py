@@ -27,7 +27,7 @@ MARK = "\ufdd0"
 
 @dataclass(frozen=True, slots=True)
 class CallDelta:
-    """Part of a tool call. The first of a call has ``id`` and ``name``; ``arguments``: JSON text to append."""
+    """Part of a call. The first of a call has ``id`` and ``name``; ``arguments``: JSON text to append."""
 
     index: int
     arguments: str = ""
@@ -45,7 +45,7 @@ class ChatDelta:
 
 
 class Parser(ABC):
-    """Reads one answer as it comes. What was read is never read again; how the text is cut does not matter."""
+    """Reads one answer as it comes. Nothing is read twice; how the text is cut does not matter."""
 
     @abstractmethod
     def feed(self, text: str) -> list[ChatDelta]:

@@ -1,0 +1,54 @@
+"""Command R's two ways: a list in a fence behind ``Action:``, and, since R7B, marks around everything.
+
+Owns the families' texts. ``registry`` chooses between them.
+"""
+
+from nexa_runtime.chat.dialects.base import ReasoningTags
+from nexa_runtime.chat.dialects.shape import Shape, ShapeDialect
+
+
+class CommandR(ShapeDialect):
+    """Command R and R+."""
+
+    name = "command_r"
+    shape = Shape(
+        "Action:",
+        opening="\n```json\n[",
+        closing="\n]```",
+        before_name='\n    {\n        "tool_name": "',
+        before_arguments='",\n        "parameters": ',
+        after_arguments="\n    }",
+        separator=",",
+    )
+
+    @classmethod
+    def fits(cls, template: str) -> bool:
+        return "Action:" in template and "```json" in template and '"tool_name"' in template
+
+
+class CommandR7B(ShapeDialect):
+    """Command R7B and A."""
+
+    name = "command_r7b"
+    markers = (
+        "<|START_ACTION|>",
+        "<|END_ACTION|>",
+        "<|START_THINKING|>",
+        "<|END_THINKING|>",
+        "<|START_RESPONSE|>",
+        "<|END_RESPONSE|>",
+    )
+    reasoning = ReasoningTags("<|START_THINKING|>", "<|END_THINKING|>")
+    wrapping = ReasoningTags("<|START_RESPONSE|>", "<|END_RESPONSE|>")
+    shape = Shape(
+        "<|START_ACTION|>",
+        opening="[",
+        closing="\n]<|END_ACTION|>",
+        before_name='\n    {"tool_name": "',
+        before_arguments='", "parameters": ',
+        separator=",",
+    )
+
+    @classmethod
+    def fits(cls, template: str) -> bool:
+        return "<|START_ACTION|>" in template

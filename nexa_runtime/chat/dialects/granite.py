@@ -1,0 +1,36 @@
+"""Granite 3's way: one mark, then a list of calls. Granite 4 writes as Hermes does.
+
+Owns the family's texts, and the messages that its templates cannot fill in themselves. ``registry`` chooses
+it.
+"""
+
+from dataclasses import replace
+
+from nexa_runtime.chat.dialects.base import ReasoningTags
+from nexa_runtime.chat.dialects.prompts import call_list
+from nexa_runtime.chat.dialects.shape import Shape, ShapeDialect
+from nexa_runtime.chat.messages import Conversation, Message
+
+
+class Granite(ShapeDialect):
+    """``<|tool_call|>`` and a list; ``<response>`` may wrap what comes behind the reasoning."""
+
+    name = "granite"
+    markers = ("<|tool_call|>",)
+    reasoning = ReasoningTags("<think>", "</think>")
+    wrapping = ReasoningTags("<response>", "</response>")
+    shape = Shape("<|tool_call|>", opening="[", closing="]")
+    other_shapes = (Shape("<tool_call>", opening="[", closing="]</tool_call>"),)
+
+    @classmethod
+    def fits(cls, template: str) -> bool:
+        return "<|tool_call|>" in template and "<|start_of_role|>" in template
+
+    def prepare(self, conversation: Conversation) -> Conversation:
+        """These templates show a message's content only: calls become part of it."""
+        return replace(conversation, messages=tuple(map(_shown, conversation.messages)))
+
+
+def _shown(message: Message) -> Message:
+    calls = f"<|tool_call|>{call_list(message.tool_calls)}" if message.tool_calls else ""
+    return replace(message, content=(message.content or "") + calls, tool_calls=())

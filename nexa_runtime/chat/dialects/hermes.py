@@ -1,0 +1,28 @@
+"""Hermes' way, which Qwen 2.5, Qwen 3, Granite 4 and many others share: each call in tags of its own.
+
+Owns the family's texts. ``registry`` chooses it.
+"""
+
+from dataclasses import replace
+
+from nexa_runtime.chat.dialects.base import ReasoningTags
+from nexa_runtime.chat.dialects.shape import Shape, ShapeDialect
+from nexa_runtime.chat.messages import Conversation
+
+
+class Hermes(ShapeDialect):
+    """``<tool_call>``, an object with name and arguments, ``</tool_call>``."""
+
+    name = "hermes"
+    markers = ("<tool_call>", "</tool_call>", "<think>", "</think>")
+    reasoning = ReasoningTags("<think>", "</think>")
+    shape = Shape("<tool_call>", opening="\n", closing="\n</tool_call>", between_blocks="\n")
+
+    @classmethod
+    def fits(cls, template: str) -> bool:
+        return "<tool_call>" in template
+
+    def prepare(self, conversation: Conversation) -> Conversation:
+        """These templates look into the content of every message."""
+        messages = (replace(one, content=one.content or "") for one in conversation.messages)
+        return replace(conversation, messages=tuple(messages))

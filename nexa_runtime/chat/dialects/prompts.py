@@ -1,0 +1,71 @@
+"""Conversations for templates that know less than a conversation holds.
+
+Owns what several dialects do to messages before a template sees them: tools in plain words, calls as text,
+turns that a template wants apart. It renders nothing. Dialects call it from ``prepare``.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from nexa_runtime.chat.messages import Conversation, Json, Message, Role, Tool, ToolCall
+
+
+def arguments_value(call: ToolCall) -> Json:
+    """The arguments as an object; as they are, where they are none."""
+    try:
+        value: Json = json.loads(call.arguments)
+    except (ValueError, RecursionError):
+        return call.arguments
+    return value
+
+
+def call_list(calls: Iterable[ToolCall]) -> str:
+    """Calls as a JSON list."""
+    values = [{"name": call.name, "arguments": arguments_value(call)} for call in calls]
+    return json.dumps(values, ensure_ascii=False)
+
+
+def tool_list(tools: Sequence[Tool]) -> str:
+    """Tools, one JSON object per line."""
+    return "\n".join(
+        json.dumps(
+            {"name": tool.name, "description": tool.description or "", "parameters": dict(tool.parameters)},
+            ensure_ascii=False,
+        )
+        for tool in tools
+    )
+
+
+def with_system_text(conversation: Conversation, text: str) -> Conversation:
+    """Adds to what the system says, in front of everything else."""
+    first, *rest = conversation.messages or (Message(Role.SYSTEM, None),)
+    if first.role is Role.SYSTEM:
+        content = f"{first.content}\n\n{text}" if first.content else text
+        messages = (replace(first, content=content), *rest)
+    else:
+        messages = (Message(Role.SYSTEM, text), first, *rest)
+    return replace(conversation, messages=messages)
+
+
+def one_call_per_turn(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """Turns with several calls become several turns, each followed by the answer of its tool."""
+    turns: list[Message] = []
+    answers: dict[str, Message] = {}
+    for index, message in enumerate(messages):
+        if len(message.tool_calls) < 2:
+            if message.tool_call_id is None or answers.pop(message.tool_call_id, None) is None:
+                turns.append(message)
+            continue
+        answers = {}
+        for following in messages[index + 1 :]:
+            if following.role is not Role.TOOL:
+                break
+            if following.tool_call_id is not None:
+                answers.setdefault(following.tool_call_id, following)
+        for number, call in enumerate(message.tool_calls):
+            only = replace(message, tool_calls=(call,))
+            turns.append(only if number == 0 else replace(only, content=None, reasoning=None))
+            if call.id in answers:
+                turns.append(answers[call.id])
+    return tuple(turns)
