@@ -112,11 +112,6 @@ class Dialect(ABC):
         pattern = "|".join(re.escape(one) for one in self._tokens())
         return re.sub(pattern, lambda match: MARK + match[0], text) if pattern else text
 
-    def marked_reasoning(self) -> ReasoningTags | None:
-        """The tags of the reasoning as they come."""
-        tags = self.reasoning
-        return tags and ReasoningTags(self.marked(tags.opening), self.marked(tags.closing))
-
     def visible_tokens(self) -> dict[int, str]:
         """Ids of the markers that are tokens, and what a parser is to see of each."""
         return {self.special_texts[text]: MARK + text for text in self._tokens()}

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from nexa_runtime.chat.dialects.base import Dialect, Parser, ReasoningTags
 from nexa_runtime.chat.dialects.lark_rules import Opened, Rules, forced, free
+from nexa_runtime.chat.dialects.reading import Steps, Stops
 from nexa_runtime.chat.dialects.reasoning import with_reasoning
-from nexa_runtime.chat.dialects.scan import Stops, Waiting
 from nexa_runtime.chat.dialects.xml_calls import XmlCallParser, XmlTags, xml_parameters
 from nexa_runtime.chat.messages import Tool
 
@@ -32,7 +32,7 @@ class Glm(Dialect):
     def parser(self, tools: Sequence[Tool], *, is_reasoning: bool = False, is_constrained: bool) -> Parser:
         tags = _GlmTags(*map(self.marked, (_CALL, _CALL_END, _KEY, _KEY_END, _VALUE, _VALUE_END)))
         inner = _GlmParser(tools, tags, is_constrained=is_constrained)
-        return with_reasoning(self.marked_reasoning(), inner, is_reasoning=is_reasoning)
+        return with_reasoning(self, inner, is_reasoning=is_reasoning)
 
     def grammar(self, tools: Sequence[Tool], *, is_forced: bool, is_parallel: bool) -> str:
         rules = Rules()
@@ -63,19 +63,18 @@ class _GlmParser(XmlCallParser):
     def __init__(self, tools: Sequence[Tool], tags: _GlmTags, *, is_constrained: bool) -> None:
         super().__init__(tools, (tags.call,), is_constrained=is_constrained)
         self._tags = tags
-        self._key_end = Stops(tags.key_end)
-        self._value_end = Stops(tags.value_end)
+        self._key_end = Stops([tags.key_end])
+        self._value_end = Stops([tags.value_end])
 
-    def read_calls(self, opener: str) -> Waiting[None]:
-        yield from self.cursor.space()
-        name = yield from self.cursor.name()
-        yield from self.cursor.space()
-        self.begin(name)
-        while not (yield from self.cursor.literal(self._tags.call_end)):
-            yield from self.cursor.expect(self._tags.key)
-            key = yield from self.read_key(self._key_end)
-            yield from self.cursor.space()
-            yield from self.cursor.expect(self._tags.value)
-            yield from self.read_value(key, self._value_end)
-            yield from self.cursor.space()
-        self.end()
+    def _block(self, trigger: str) -> Steps[None]:
+        self._begin()
+        yield from self._reader.space()
+        self._open((yield from self._reader.name()))
+        yield from self._reader.space()
+        while not (yield from self._reader.literal(self._tags.call_end)):
+            yield from self._expect(self._tags.key)
+            key = yield from self._key(self._key_end)
+            yield from self._expect(self._tags.value)
+            yield from self._value(key, self._value_end)
+            yield from self._reader.space()
+        self._close()

@@ -5,22 +5,16 @@ Owns the format and its grammar. It needs no stage for reasoning: that is a chan
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from nexa_runtime.chat.dialects.base import CallDelta, ChatDelta, Dialect, Parser, lark_json, new_call_id
+from nexa_runtime.chat.dialects.calls import NotACallError
 from nexa_runtime.chat.dialects.lark_rules import ANY, Rules
-from nexa_runtime.chat.dialects.scan import (
-    AnswerEndedError,
-    Cursor,
-    NotACallError,
-    SpaceKeeper,
-    Stops,
-    Waiting,
-    plain,
-)
-from nexa_runtime.chat.dialects.typed_text import loads
-from nexa_runtime.chat.messages import Conversation, Message, Role, Tool
+from nexa_runtime.chat.dialects.prompts import one_call_per_turn
+from nexa_runtime.chat.dialects.reading import Sink, SteppedParser, Steps, Stops, TrailingSpace
+from nexa_runtime.chat.dialects.words import plain, word
+from nexa_runtime.chat.messages import Conversation, Message, Tool
 
 _START, _CHANNEL, _CONSTRAIN = "<|start|>", "<|channel|>", "<|constrain|>"
 _MESSAGE, _END = "<|message|>", "<|end|>"
@@ -43,7 +37,8 @@ class Harmony(Dialect):
 
     def prepare(self, conversation: Conversation) -> Conversation:
         """The template writes one call per message, and takes thoughts or content beside it but not both."""
-        return replace(conversation, messages=tuple(_one_by_one(conversation.messages)))
+        turns = one_call_per_turn(conversation.messages)
+        return replace(conversation, messages=tuple(map(_unambiguous, turns)))
 
     def parser(self, tools: Sequence[Tool], *, is_reasoning: bool = False, is_constrained: bool) -> Parser:
         return _HarmonyParser(self, tools, is_reasoning=is_reasoning, is_constrained=is_constrained)
@@ -89,141 +84,113 @@ class _Header:
 class _Speech:
     """Messages of one kind, put together to one text."""
 
-    def __init__(self, emit: Callable[[str], None]) -> None:
+    def __init__(self, emit: Sink) -> None:
         self._emit = emit
-        self._space = SpaceKeeper()
-        self._separator = self._next_separator = ""
+        self._space = TrailingSpace()
+        self._is_new = self._has_text = False
 
     def start(self) -> None:
-        """A message begins."""
-        self._space.drop()
-        self._separator = self._next_separator
+        """A message begins; space around messages is dropped."""
+        self._space.take()
+        self._is_new = True
 
-    def feed(self, text: str) -> None:
+    def add(self, text: str) -> None:
         """More of the message."""
-        if ready := self._space.feed(plain(text)):
-            self._emit(self._separator + ready)
-            self._separator, self._next_separator = "", "\n\n"
+        text = plain(text)
+        if self._is_new:
+            text = text.lstrip()
+        if ready := self._space.add(text):
+            self._emit("\n\n" + ready if self._is_new and self._has_text else ready)
+            self._is_new, self._has_text = False, True
 
-    def flush(self) -> None:
-        """Space at the end is wanted."""
-        if space := self._space.flush():
+    def end(self) -> None:
+        """The answer ends: space at its end is part of it."""
+        if space := self._space.take():
             self._emit(space)
 
 
-class _HarmonyParser(Parser):
+class _HarmonyParser(SteppedParser):
     def __init__(
         self, dialect: Dialect, tools: Sequence[Tool], *, is_reasoning: bool, is_constrained: bool
     ) -> None:
-        self._cursor = Cursor()
+        super().__init__()
         self._names = {tool.name for tool in tools}
+        self._is_reasoning = is_reasoning
         self._is_constrained = is_constrained
-        self._message = Stops(dialect.marked(_MESSAGE))
-        self._end = dialect.marked(_END)
-        self._openings = [dialect.marked(_START), dialect.marked(_CHANNEL), _TO]
-        self._body_end = Stops(self._end, *self._openings[:2])
-        self._calls = 0
-        self._deltas: list[ChatDelta] = []
-        self._content = _Speech(lambda text: self._deltas.append(ChatDelta(content=text)))
-        self._thoughts = _Speech(lambda text: self._deltas.append(ChatDelta(reasoning=text)))
-        self._reader = self._answer(_Header("analysis") if is_reasoning else None)
+        self._header_end = Stops([dialect.marked(_MESSAGE)])
+        self._openings = [dialect.marked(_START), dialect.marked(_CHANNEL)]
+        self._body_end = Stops([dialect.marked(_END), *self._openings])
+        self._opening = ""
+        self._num_calls = 0
+        self._content = _Speech(lambda text: self._emit(ChatDelta(content=text)))
+        self._thoughts = _Speech(lambda text: self._emit(ChatDelta(reasoning=text)))
 
-    def feed(self, text: str) -> list[ChatDelta]:
-        self._cursor.feed(text)
-        return self._run()
+    def _read(self) -> Steps[None]:
+        if self._is_reasoning:
+            yield from self._body(_Header("analysis"))
+        while (yield from self._reader.peek()) or self._opening:
+            yield from self._body((yield from self._header()))
 
-    def finish(self) -> list[ChatDelta]:
-        self._cursor.is_ended = True
-        return self._run()
-
-    def _run(self) -> list[ChatDelta]:
-        next(self._reader, None)
-        deltas, self._deltas = self._deltas, []
-        return deltas
-
-    def _answer(self, header: _Header | None) -> Waiting[None]:
-        try:
-            while True:
-                yield from self._body(header or (yield from self._header()))
-                header = None
-        except AnswerEndedError:
-            return
-
-    def _header(self) -> Waiting[_Header]:
+    def _header(self) -> Steps[_Header]:
         """Reads what stands before a message. Text without it is content."""
-        cursor = self._cursor
-        opening = ""
-        try:
-            yield from cursor.literal(self._end)
-            cursor.forget()
-            for one in self._openings:
-                if (yield from cursor.literal(one)):
-                    opening = plain(one)
-                    break
-            else:
-                return _Header()
-            return _header(opening + (yield from cursor.word(self._message, _MAX_HEADER)))
-        except NotACallError:
-            return _Header(is_broken=True)
-        except AnswerEndedError:
-            raw = cursor.forget() + cursor.rest()
-            if not opening or (_TO in raw and not self._is_constrained):
-                self._content.start()
-                self._content.feed(raw)
-                self._content.flush()
-            raise
-
-    def _body(self, header: _Header) -> Waiting[None]:
-        """Reads a message, up to what ends it."""
-        if header.function in self._names:
-            yield from self._call(header.function)
-            return
-        speech = self._thoughts if header.channel == "analysis" and not header.function else self._content
-        speech.start()
-        raw = self._cursor.forget()
-        if header.function or header.is_broken:
-            speech.feed(raw)
-        try:
-            yield from self._cursor.before(self._body_end, speech.feed)
-        except AnswerEndedError:
-            speech.feed(self._cursor.rest())
-            speech.flush()
-            raise
-
-    def _call(self, name: str) -> Waiting[None]:
-        """Reads the arguments of a call; it may end with the answer."""
-        raw = self._cursor.forget()
-        space = SpaceKeeper()
-        space.drop()
-        held: list[str] = []
-        call = CallDelta(self._calls, "", new_call_id(), name)
-
-        def add(text: str) -> None:
-            if ready := space.feed(plain(text)):
-                self._deltas.append(ChatDelta(call=CallDelta(call.index, ready)))
-
-        if self._is_constrained:
-            self._calls += 1
-            self._deltas.append(ChatDelta(call=call))
-        try:
-            yield from self._cursor.before(self._body_end, add if self._is_constrained else held.append)
-        except AnswerEndedError:
-            held.append(self._cursor.rest())
-            raise
-        finally:
-            if not self._is_constrained:
-                self._settle(call, raw, "".join(held))
-
-    def _settle(self, call: CallDelta, raw: str, body: str) -> None:
-        """Hands on a call that was held back, or what it turned out to be."""
-        arguments = plain(body).strip()
-        if _is_object(arguments):
-            self._calls += 1
-            self._deltas.append(ChatDelta(call=call))
-            self._deltas.append(ChatDelta(call=CallDelta(call.index, arguments)))
+        self._reader.taken[:] = [self._opening]
+        for one in (*self._openings, _TO):
+            if self._opening or (yield from self._reader.literal(one)):
+                break
         else:
-            self._content.start()
-            self._content.feed(raw + body)
+            return _Header()
+        try:
+            yield from word(self._reader, self._header_end, _MAX_HEADER)
+        except NotACallError:
+            is_cut = not (yield from self._reader.peek())
+            if is_cut and (self._is_constrained or _TO not in "".join(self._reader.taken)):
+                self._reader.taken.clear()
+            return _Header(is_broken=True)
+        return _header(plain("".join(self._reader.taken)))
+
+    def _body(self, header: _Header) -> Steps[None]:
+        """Reads a message, up to what ends it."""
+        raw = "".join(self._reader.taken)
+        self._reader.taken.clear()
+        self._opening = ""
+        if header.function in self._names:
+            stop = yield from self._call(header.function, raw)
+        else:
+            is_thought = header.channel == "analysis" and not header.function
+            speech = self._thoughts if is_thought else self._content
+            speech.start()
+            if header.function or header.is_broken:
+                speech.add(raw)
+            stop = yield from self._say(speech)
+        self._opening = stop if stop in self._openings else ""
+
+    def _call(self, name: str, raw: str) -> Steps[str | None]:
+        """Reads the arguments of a call, behind which the answer may end. ``raw``: its header."""
+        call = CallDelta(self._num_calls, id=new_call_id(), name=name)
+        parts: list[str] = []
+        if self._is_constrained:
+            self._emit(ChatDelta(call=call))
+        yield from self._reader.space()
+        is_object = (yield from self._reader.peek()) == "{"
+        sink = self._argue if self._is_constrained else parts.append
+        is_whole = is_object and (yield from self._reader.json(sink))
+        self._content.start()
+        if not self._is_constrained and is_whole:
+            self._emit(ChatDelta(call=replace(call, arguments="".join(parts))))
+        elif not self._is_constrained:
+            self._content.add(raw + "".join(self._reader.taken))
+        self._num_calls += is_whole or self._is_constrained
+        return (yield from self._say(self._content))
+
+    def _say(self, speech: _Speech) -> Steps[str | None]:
+        """Reads what is left of a message."""
+        stop = yield from self._reader.text(self._body_end, speech.add)
+        if stop is None:
+            speech.end()
+        return stop
+
+    def _argue(self, text: str) -> None:
+        self._emit(ChatDelta(call=CallDelta(self._num_calls, text)))
 
 
 def _header(text: str) -> _Header:
@@ -234,29 +201,5 @@ def _header(text: str) -> _Header:
     return _Header(word[1] if word else "final", recipient[1] if recipient else None)
 
 
-def _is_object(text: str) -> bool:
-    try:
-        return isinstance(loads(text), dict)
-    except ValueError:
-        return False
-
-
-def _one_by_one(messages: Sequence[Message]) -> list[Message]:
-    """Each call in a message of its own, with its result behind it."""
-    results = {one.tool_call_id: one for one in messages if one.role is Role.TOOL and one.tool_call_id}
-    turns: list[Message] = []
-    moved: set[str] = set()
-    for message in messages:
-        if message.role is Role.TOOL and message.tool_call_id in moved:
-            continue
-        if not message.tool_calls:
-            turns.append(message)
-            continue
-        content = None if message.reasoning else message.content
-        for number, call in enumerate(message.tool_calls):
-            one = replace(message, content=content, tool_calls=(call,))
-            turns.append(one if number == 0 else replace(one, content=None, reasoning=None))
-            if len(message.tool_calls) > 1 and call.id in results:
-                turns.append(results[call.id])
-                moved.add(call.id)
-    return turns
+def _unambiguous(message: Message) -> Message:
+    return replace(message, content=None) if message.tool_calls and message.reasoning else message

@@ -9,11 +9,12 @@ from dataclasses import replace
 from typing import ClassVar
 
 from nexa_runtime.chat.dialects.base import Dialect, Parser, ReasoningTags, lark_json, lark_literal
+from nexa_runtime.chat.dialects.calls import CallParser, NotACallError
 from nexa_runtime.chat.dialects.lark_rules import Opened, Rules, free, listed
 from nexa_runtime.chat.dialects.python_values import read_literal
+from nexa_runtime.chat.dialects.reading import Steps
 from nexa_runtime.chat.dialects.reasoning import with_reasoning
-from nexa_runtime.chat.dialects.scan import CallParser, NotACallError, Waiting
-from nexa_runtime.chat.dialects.typed_text import Schema, is_open, loads, parameters, required, types
+from nexa_runtime.chat.dialects.typed_text import Schema, described, is_open, loads, types
 from nexa_runtime.chat.messages import Conversation, Message, Tool, ToolCall
 
 _BOOLEAN = '("True" | "False")'
@@ -37,7 +38,7 @@ class Pythonic(Dialect):
         inner = _PythonicParser(
             tools, self.marked(self._opening), self.marked(self._closing), is_constrained=is_constrained
         )
-        return with_reasoning(self.marked_reasoning(), inner, is_reasoning=is_reasoning)
+        return with_reasoning(self, inner, is_reasoning=is_reasoning)
 
     def grammar(self, tools: Sequence[Tool], *, is_forced: bool, is_parallel: bool) -> str:
         rules = Rules()
@@ -54,10 +55,9 @@ class Pythonic(Dialect):
             argument = f'{rules.terminal("/[A-Za-z_][A-Za-z0-9_]{0,63}/")} "=" {_value(rules, {})}'
             arguments = f'({argument} (", " {argument})*)?'
         else:
-            wanted = required(tool.parameters)
             items = [
-                (rules.rule(f"{lark_literal(key + '=')} {_value(rules, schema)}"), key in wanted)
-                for key, schema in parameters(tool).items()
+                (rules.rule(f"{lark_literal(key + '=')} {_value(rules, schema)}"), is_required)
+                for key, (schema, is_required) in described(tool.parameters).items()
             ]
             arguments = listed(rules, items, ", ")
         return rules.rule(f'{lark_literal(tool.name + "(")} {arguments} ")"')
@@ -104,47 +104,46 @@ class _PythonicParser(CallParser):
         super().__init__(tools, (opening,), is_constrained=is_constrained)
         self._closing = closing
 
-    def read_start(self) -> Waiting[None]:
-        yield from self.attempt(self.read_calls(""))
+    def _read(self) -> Steps[None]:
+        if self._names:
+            yield from self._attempt("")
+        yield from super()._read()
 
-    def read_calls(self, opener: str) -> Waiting[None]:
-        yield from self.cursor.space()
-        yield from self.cursor.expect("[")
+    def _block(self, trigger: str) -> Steps[None]:
+        yield from self._expect("[")
         while True:
-            yield from self.cursor.space()
-            yield from self._read_call()
-            yield from self.cursor.space()
-            if (yield from self.cursor.literal("]")):
-                return
-            yield from self.cursor.expect(",")
+            yield from self._reader.space()
+            yield from self._call()
+            yield from self._reader.space()
+            if (yield from self._reader.literal("]")):
+                break
+            yield from self._expect(",")
+        yield from self._reader.space()
+        yield from self._reader.literal(self._closing)
 
-    def read_closing(self) -> Waiting[None]:
-        yield from self.cursor.space()
-        yield from self.cursor.literal(self._closing)
-
-    def _read_call(self) -> Waiting[None]:
-        name = yield from self.cursor.name()
-        yield from self.cursor.expect("(")
-        self.begin(name)
-        yield from self.cursor.space()
+    def _call(self) -> Steps[None]:
+        self._begin()
+        name = yield from self._reader.name()
+        yield from self._expect("(")
+        self._open(name)
         before = "{"
-        while not (yield from self.cursor.literal(")")):
-            if before == ", ":
-                yield from self.cursor.expect(",")
-                yield from self.cursor.space()
-                if (yield from self.cursor.literal(")")):
-                    break
-            key = yield from self.cursor.name()
+        yield from self._reader.space()
+        while not (yield from self._reader.literal(")")):
+            key = yield from self._reader.name()
             if not key:
                 raise NotACallError
-            yield from self.cursor.space()
-            yield from self.cursor.expect("=")
-            yield from self.cursor.space()
-            value = yield from read_literal(self.cursor)
-            self.add(f"{before}{json.dumps(key)}: {value}")
+            yield from self._expect("=")
+            yield from self._reader.space()
+            value = yield from read_literal(self._reader)
+            self._add(f"{before}{json.dumps(key)}: {value}")
             before = ", "
-            yield from self.cursor.space()
-        self.add("}" if before == ", " else "{}")
+            yield from self._reader.space()
+            if not (yield from self._reader.literal(",")):
+                yield from self._expect(")")
+                break
+            yield from self._reader.space()
+        self._add("}" if before == ", " else "{}")
+        self._close()
 
 
 def _value(rules: Rules, schema: Schema) -> str:

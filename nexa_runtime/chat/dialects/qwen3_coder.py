@@ -8,8 +8,8 @@ from typing import ClassVar
 
 from nexa_runtime.chat.dialects.base import Dialect, Parser, ReasoningTags
 from nexa_runtime.chat.dialects.lark_rules import Opened, Rules, forced, free
+from nexa_runtime.chat.dialects.reading import Steps, Stops
 from nexa_runtime.chat.dialects.reasoning import with_reasoning
-from nexa_runtime.chat.dialects.scan import Stops, Waiting
 from nexa_runtime.chat.dialects.xml_calls import XmlCallParser, XmlTags, xml_parameters
 from nexa_runtime.chat.messages import Tool
 
@@ -33,7 +33,7 @@ class Qwen3Coder(Dialect):
     def parser(self, tools: Sequence[Tool], *, is_reasoning: bool = False, is_constrained: bool) -> Parser:
         outer = (self.marked(_OUTER), self.marked(_OUTER_END))
         inner = _Qwen3CoderParser(tools, outer, is_constrained=is_constrained)
-        return with_reasoning(self.marked_reasoning(), inner, is_reasoning=is_reasoning)
+        return with_reasoning(self, inner, is_reasoning=is_reasoning)
 
     def grammar(self, tools: Sequence[Tool], *, is_forced: bool, is_parallel: bool) -> str:
         rules = Rules()
@@ -64,25 +64,23 @@ class _Qwen3CoderParser(XmlCallParser):
     def __init__(self, tools: Sequence[Tool], outer: tuple[str, str], *, is_constrained: bool) -> None:
         self._outer, self._outer_end = outer
         super().__init__(tools, (self._outer, _FUNCTION), is_constrained=is_constrained)
-        self._key_end = Stops(">")
-        self._value_end = Stops("\n" + _PARAMETER_END, _PARAMETER_END)
+        self._key_end = Stops([">"])
+        self._value_end = Stops(["\n" + _PARAMETER_END, _PARAMETER_END])
 
-    def read_calls(self, opener: str) -> Waiting[None]:
-        if opener == self._outer:
-            yield from self.cursor.space()
-            yield from self.cursor.expect(_FUNCTION)
-        name = yield from self.cursor.name()
-        yield from self.cursor.expect(">")
-        self.begin(name)
-        yield from self.cursor.space()
-        while not (yield from self.cursor.literal(_FUNCTION_END)):
-            yield from self.cursor.expect(_PARAMETER)
-            key = yield from self.read_key(self._key_end)
-            yield from self.cursor.literal("\n")
-            yield from self.read_value(key, self._value_end)
-            yield from self.cursor.space()
-        self.end()
-
-    def read_closing(self) -> Waiting[None]:
-        yield from self.cursor.space()
-        yield from self.cursor.literal(self._outer_end)
+    def _block(self, trigger: str) -> Steps[None]:
+        self._begin()
+        if trigger == self._outer:
+            yield from self._expect(_FUNCTION)
+        name = yield from self._reader.name()
+        yield from self._expect(">")
+        self._open(name)
+        yield from self._reader.space()
+        while not (yield from self._reader.literal(_FUNCTION_END)):
+            yield from self._expect(_PARAMETER)
+            key = yield from self._key(self._key_end)
+            yield from self._reader.literal("\n")
+            yield from self._value(key, self._value_end)
+            yield from self._reader.space()
+        self._close()
+        yield from self._reader.space()
+        yield from self._reader.literal(self._outer_end)

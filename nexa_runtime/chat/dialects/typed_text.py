@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Mapping
 
-from nexa_runtime.chat.messages import Json, Tool
+from nexa_runtime.chat.messages import Json
 
 ALL_TYPES = frozenset({"string", "number", "integer", "boolean", "null", "array", "object"})
 STRING = frozenset({"string"})
@@ -20,25 +20,23 @@ _PYTHON = {"True": "true", "False": "false", "None": "null"}
 Schema = Mapping[str, Json]
 
 
-def parameters(tool: Tool) -> dict[str, Schema]:
-    """The schemas of the tool's parameters, in order. A required one that is not described is last."""
-    properties = tool.parameters.get("properties")
-    found = {
-        name: resolved(schema if isinstance(schema, dict) else {}, tool.parameters)
-        for name, schema in (properties.items() if isinstance(properties, dict) else ())
-    }
-    return found | {name: {} for name in required(tool.parameters) if name not in found}
+def described(schema: Schema) -> dict[str, tuple[Schema, bool]]:
+    """The schemas of an object's properties, in order, and whether each must be there.
+
+    A required one that is not described comes last.
+    """
+    names = schema.get("required")
+    wanted = [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+    properties = schema.get("properties")
+    found = properties if isinstance(properties, dict) else {}
+    schemas = alone([*found.values()], schema)
+    members = {name: (one, name in wanted) for name, one in zip(found, schemas, strict=True)}
+    return members | {name: ({}, True) for name in wanted if name not in found}
 
 
 def is_open(schema: Schema) -> bool:
     """Whether an object of this schema may have any properties, and none is described."""
     return "properties" not in schema and schema.get("additionalProperties") is not False
-
-
-def required(schema: Schema) -> list[str]:
-    """Names of the properties that must be there."""
-    names = schema.get("required")
-    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
 
 
 def resolved(schema: Schema, root: Schema) -> Schema:

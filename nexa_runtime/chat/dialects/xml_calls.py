@@ -5,23 +5,24 @@ business of the families (``qwen3_coder``, ``glm``).
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from nexa_runtime.chat.dialects.base import Dialect, lark_json, lark_literal
+from nexa_runtime.chat.dialects.calls import CallParser, NotACallError
 from nexa_runtime.chat.dialects.lark_rules import Rules, text_body
-from nexa_runtime.chat.dialects.scan import CallParser, NotACallError, Stops, Waiting, plain
+from nexa_runtime.chat.dialects.reading import Steps, Stops
 from nexa_runtime.chat.dialects.typed_text import (
     ALL_TYPES,
     STRING,
     Schema,
+    described,
     escaped,
     is_open,
     json_text,
-    parameters,
-    required,
     types,
 )
+from nexa_runtime.chat.dialects.words import plain, until, word
 from nexa_runtime.chat.messages import Tool
 
 _MAX_KEY = 256
@@ -30,40 +31,45 @@ _MAX_KEY = 256
 class XmlCallParser(CallParser):
     """Adds parameters to the arguments of a call."""
 
-    def __init__(self, tools: Sequence[Tool], openers: Sequence[str], *, is_constrained: bool) -> None:
-        super().__init__(tools, openers, is_constrained=is_constrained)
+    def __init__(self, tools: Sequence[Tool], triggers: Iterable[str], *, is_constrained: bool) -> None:
+        super().__init__(tools, triggers, is_constrained=is_constrained)
+        self._schemas = {tool.name: tool.parameters for tool in tools}
         self._types: dict[str, frozenset[str]] = {}
         self._has_any = False
 
-    def begin(self, name: str) -> None:
-        super().begin(name)
-        self._types = {key: types(schema) for key, schema in parameters(self.tools[name]).items()}
+    def _open(self, name: str) -> None:
+        super()._open(name)
+        self._types = {key: types(schema) for key, (schema, _) in described(self._schemas[name]).items()}
         self._has_any = False
 
-    def read_key(self, stop: Stops) -> Waiting[str]:
+    def _key(self, stop: Stops) -> Steps[str]:
         """The name of a parameter, up to ``stop``."""
-        key = (yield from self.cursor.word(stop, _MAX_KEY)).strip()
+        key = (yield from word(self._reader, stop, _MAX_KEY)).strip()
         if not key or "\n" in key:
             raise NotACallError
         return key
 
-    def read_value(self, key: str, stop: Stops) -> Waiting[None]:
+    def _value(self, key: str, stop: Stops) -> Steps[None]:
         """The value of a parameter, up to ``stop``: strings as they come, all else when it is whole."""
         allowed = self._types.get(key, ALL_TYPES)
-        self.add((", " if self._has_any else "{") + json.dumps(key, ensure_ascii=False) + ": ")
+        self._add((", " if self._has_any else "{") + json.dumps(key, ensure_ascii=False) + ": ")
         self._has_any = True
         if allowed == STRING:
-            self.add('"')
-            yield from self.cursor.until(stop, lambda part: self.add(escaped(plain(part))))
-            self.add('"')
+            self._add('"')
+            yield from until(self._reader, stop, self._text)
+            self._add('"')
         else:
             parts: list[str] = []
-            yield from self.cursor.until(stop, parts.append)
-            self.add(json_text(plain("".join(parts)), allowed))
+            yield from until(self._reader, stop, parts.append)
+            self._add(json_text(plain("".join(parts)), allowed))
 
-    def end(self) -> None:
-        """There are no more parameters."""
-        self.add("}" if self._has_any else "{}")
+    def _text(self, part: str) -> None:
+        if text := plain(part):
+            self._add(escaped(text))
+
+    def _close(self) -> None:
+        self._add("}" if self._has_any else "{}")
+        super()._close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,16 +83,14 @@ class XmlTags:
 
 def xml_parameters(rules: Rules, dialect: Dialect, tool: Tool, tags: XmlTags) -> str:
     """A rule's text for all the parameters of ``tool``, in order."""
-    properties = parameters(tool)
-    wanted = required(tool.parameters)
     if is_open(tool.parameters):
         key = rules.terminal(r"/[^\n<>]{1,64}/")
         value = _value(rules, dialect, {}, tags)
         return f"({dialect.lark(tags.before)} {key} {dialect.lark(tags.between)} {value})*"
     words = []
-    for key, schema in properties.items():
+    for key, (schema, is_required) in described(tool.parameters).items():
         word = f"{dialect.lark(tags.before + key + tags.between)} {_value(rules, dialect, schema, tags)}"
-        words.append(word if key in wanted else f"({word})?")
+        words.append(word if is_required else f"({word})?")
     return " ".join(words)
 
 
