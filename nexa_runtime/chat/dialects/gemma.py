@@ -77,7 +77,6 @@ class _GemmaParser(CallParser):
         opening, self._closing, self._quote = marks
         super().__init__(tools, (opening,), is_constrained=is_constrained)
         self._quotes = Stops([self._quote])
-        self._colon = Stops([":"])
 
     def _block(self, trigger: str) -> Steps[None]:
         self._begin()
@@ -117,11 +116,11 @@ class _GemmaParser(CallParser):
         before = "{"
         while not (yield from self._ends("}", has_items=before != "{")):
             if (yield from self._reader.literal(self._quote)):
-                key = yield from word(self._reader, self._quotes, _MAX_KEY)
+                key = yield from word(self._reader, self._quote, _MAX_KEY)
                 yield from self._reader.space()
                 yield from self._expect(":")
             else:
-                key = (yield from word(self._reader, self._colon, _MAX_KEY)).strip()
+                key = (yield from word(self._reader, ":", _MAX_KEY)).strip()
             self._add(f"{before}{json.dumps(key, ensure_ascii=False)}: ")
             before = ", "
             yield from self._value(depth + 1)

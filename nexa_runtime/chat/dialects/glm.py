@@ -63,7 +63,6 @@ class _GlmParser(XmlCallParser):
     def __init__(self, tools: Sequence[Tool], tags: _GlmTags, *, is_constrained: bool) -> None:
         super().__init__(tools, (tags.call,), is_constrained=is_constrained)
         self._tags = tags
-        self._key_end = Stops([tags.key_end])
         self._value_end = Stops([tags.value_end])
 
     def _block(self, trigger: str) -> Steps[None]:
@@ -73,7 +72,7 @@ class _GlmParser(XmlCallParser):
         yield from self._reader.space()
         while not (yield from self._reader.literal(self._tags.call_end)):
             yield from self._expect(self._tags.key)
-            key = yield from self._key(self._key_end)
+            key = yield from self._key(self._tags.key_end)
             yield from self._expect(self._tags.value)
             yield from self._value(key, self._value_end)
             yield from self._reader.space()

@@ -117,7 +117,7 @@ class _HarmonyParser(SteppedParser):
         self._names = {tool.name for tool in tools}
         self._is_reasoning = is_reasoning
         self._is_constrained = is_constrained
-        self._header_end = Stops([dialect.marked(_MESSAGE)])
+        self._header_end = dialect.marked(_MESSAGE)
         self._openings = [dialect.marked(_START), dialect.marked(_CHANNEL)]
         self._body_end = Stops([dialect.marked(_END), *self._openings])
         self._opening = ""

@@ -11,7 +11,11 @@ from nexa_runtime.chat.dialects.base import Dialect, lark_literal
 from nexa_runtime.chat.dialects.typed_text import Schema, alone, types
 
 ANY = "(.|\\n)*"
-_PLAIN_PATTERN = re.compile(r"(?:\\[dDwWsS.\\/+*?()\[\]{}|^$-]|\[\^?(?:\\.|[^\]\\])+\]|[^\\^$])*")
+_ESCAPE = r"\\[dDwWsSntr.\\/+*?()\[\]{}|^$-]"
+_PLAIN_PATTERN = re.compile(
+    rf"(?:{_ESCAPE}|\[\^?(?:{_ESCAPE}|(?!--)[^\]\\\[&~|])+\]|\{{\d+(?:,\d*)?\}}|[^\\^$\[\]{{}}])*"
+)
+"""Patterns that mean the same to all who read regular expressions."""
 
 
 class Rules:
@@ -149,6 +153,10 @@ def _anchored(pattern: str) -> str | None:
     starts, ends = pattern.startswith("^"), pattern.endswith("$") and not pattern.endswith("\\$")
     inner = pattern[starts : len(pattern) - ends]
     if not _PLAIN_PATTERN.fullmatch(inner) or "(?" in inner or ("|" in inner and (starts or ends)):
+        return None
+    try:
+        re.compile(inner)
+    except re.error:
         return None
     inner = re.sub(r"(?<!\\)/", r"\\/", inner)
     return ("" if starts else ANY) + f"({inner})" + ("" if ends else ANY)

@@ -15,8 +15,11 @@ from nexa_runtime.chat.dialects.python_values import read_literal
 from nexa_runtime.chat.dialects.reading import Steps
 from nexa_runtime.chat.dialects.reasoning import with_reasoning
 from nexa_runtime.chat.dialects.typed_text import Schema, described, is_open, loads, types
+from nexa_runtime.chat.dialects.words import word
 from nexa_runtime.chat.messages import Conversation, Message, Tool, ToolCall
 
+_MAX_KEY = 256
+_NO_KEY = frozenset("\"'()[]{},\n")
 _BOOLEAN = '("True" | "False")'
 
 
@@ -129,13 +132,12 @@ class _PythonicParser(CallParser):
         before = "{"
         yield from self._reader.space()
         while not (yield from self._reader.literal(")")):
-            key = yield from self._reader.name()
-            if not key:
+            key = (yield from word(self._reader, "=", _MAX_KEY)).strip()
+            if not key or not _NO_KEY.isdisjoint(key):
                 raise NotACallError
-            yield from self._expect("=")
             yield from self._reader.space()
             value = yield from read_literal(self._reader)
-            self._add(f"{before}{json.dumps(key)}: {value}")
+            self._add(f"{before}{json.dumps(key, ensure_ascii=False)}: {value}")
             before = ", "
             yield from self._reader.space()
             if not (yield from self._reader.literal(",")):

@@ -64,7 +64,6 @@ class _Qwen3CoderParser(XmlCallParser):
     def __init__(self, tools: Sequence[Tool], outer: tuple[str, str], *, is_constrained: bool) -> None:
         self._outer, self._outer_end = outer
         super().__init__(tools, (self._outer, _FUNCTION), is_constrained=is_constrained)
-        self._key_end = Stops([">"])
         self._value_end = Stops(["\n" + _PARAMETER_END, _PARAMETER_END])
 
     def _block(self, trigger: str) -> Steps[None]:
@@ -77,7 +76,7 @@ class _Qwen3CoderParser(XmlCallParser):
         yield from self._reader.space()
         while not (yield from self._reader.literal(_FUNCTION_END)):
             yield from self._expect(_PARAMETER)
-            key = yield from self._key(self._key_end)
+            key = yield from self._key(">")
             yield from self._reader.literal("\n")
             yield from self._value(key, self._value_end)
             yield from self._reader.space()

@@ -39,19 +39,13 @@ def run(reader: Reader, characters: frozenset[str], limit: int) -> Steps[str]:
     return "".join(parts)
 
 
-def word(reader: Reader, stop: Stops, limit: int) -> Steps[str]:
+def word(reader: Reader, stop: str, limit: int) -> Steps[str]:
     """What stands before ``stop``, which is read too; at most ``limit`` characters."""
     parts: list[str] = []
-    length = 0
-
-    def add(part: str) -> None:
-        nonlocal length
-        parts.append(part)
-        length += len(part)
-        if length > limit:
+    while not (yield from reader.literal(stop)):
+        if len(parts) == limit:
             raise NotACallError
-
-    yield from until(reader, stop, add)
+        parts.append((yield from char(reader)))
     return plain("".join(parts))
 
 

@@ -42,7 +42,7 @@ class XmlCallParser(CallParser):
         self._types = {key: types(schema) for key, (schema, _) in described(self._schemas[name]).items()}
         self._has_any = False
 
-    def _key(self, stop: Stops) -> Steps[str]:
+    def _key(self, stop: str) -> Steps[str]:
         """The name of a parameter, up to ``stop``."""
         key = (yield from word(self._reader, stop, _MAX_KEY)).strip()
         if not key or "\n" in key:

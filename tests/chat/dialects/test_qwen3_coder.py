@@ -48,8 +48,11 @@ TRANSCRIPTS = [
     Transcript("reasoning and call", f"<think>\nHm.\n</think>\n\n{TIME}", reasoning="Hm.", calls=(NOW,)),
     Transcript("reasoning and content", "<think>\nHm.\n</think>\n\nHi", reasoning="Hm.", content="Hi"),
     Transcript(
-        "reasoning from the prompt", f"Hm.\n</think>\n\n{TIME}",
-        reasoning="Hm.", calls=(NOW,), is_reasoning=True,
+        "reasoning from the prompt",
+        f"Hm.\n</think>\n\n{TIME}",
+        reasoning="Hm.",
+        calls=(NOW,),
+        is_reasoning=True,
     ),
     Transcript("unclosed reasoning", "<think>\nHm, <b>", reasoning="Hm, <b>"),
     Transcript("no outer tag", TIME[12:], calls=(NOW,)),
@@ -61,12 +64,11 @@ TRANSCRIPTS = [
         calls=(("get_weather", {"city": '\n  São "Paulo" \\ </b> <parameter\t☃\n\n'}),),
     ),
     Transcript(
-        "a string that looks like a number", _call("get_weather", city="42"),
+        "a string that looks like a number",
+        _call("get_weather", city="42"),
         calls=(("get_weather", {"city": "42"}),),
     ),
-    Transcript(
-        "empty string", _call("get_weather", city=""), calls=(("get_weather", {"city": ""}),)
-    ),
+    Transcript("empty string", _call("get_weather", city=""), calls=(("get_weather", {"city": ""}),)),
     Transcript(
         "value on the tag's line",
         "<tool_call><function=get_weather><parameter=city>Lima</parameter><parameter=days>2</parameter></function>",
@@ -75,25 +77,27 @@ TRANSCRIPTS = [
     Transcript(
         "all types",
         _call("save-note_2", tags='["</b>"]', meta='{\n "k": [1.5, null]\n}', is_pinned="true"),
-        calls=(
-            ("save-note_2", {"tags": ["</b>"], "meta": {"k": [1.5, None]}, "is_pinned": True}),
-        ),
+        calls=(("save-note_2", {"tags": ["</b>"], "meta": {"k": [1.5, None]}, "is_pinned": True}),),
     ),
     Transcript(
-        "constants as Python has them", _call("save-note_2", is_pinned="False"),
+        "constants as Python has them",
+        _call("save-note_2", is_pinned="False"),
         calls=(("save-note_2", {"is_pinned": False}),),
     ),
     Transcript(
-        "no JSON where it should be", _call("get_weather", city="x", days="a few"),
+        "no JSON where it should be",
+        _call("get_weather", city="x", days="a few"),
         calls=(("get_weather", {"city": "x", "days": "a few"}),),
     ),
     Transcript(
-        "no schema", _call("loose", a="x y", b="7", c="NaN", d="{}"),
+        "no schema",
+        _call("loose", a="x y", b="7", c="NaN", d="{}"),
         calls=(("loose", {"a": "x y", "b": 7, "c": "NaN", "d": {}}),),
         tools=LOOSE,
     ),
     Transcript(
-        "unions and references", _call("union", id="5", flag="None", size="3", mode="on"),
+        "unions and references",
+        _call("union", id="5", flag="None", size="3", mode="on"),
         calls=(("union", {"id": "5", "flag": None, "size": "3", "mode": "on"}),),
         tools=LOOSE,
     ),
@@ -102,28 +106,38 @@ TRANSCRIPTS = [
     Transcript("unknown, then a call", f"{_call('nobody')} {TIME}", content=_call("nobody"), calls=(NOW,)),
     Transcript("no function", "<tool_call>\n{} </tool_call>", content="<tool_call>\n{} </tool_call>"),
     Transcript(
-        "no end of function", f"{WEATHER[:-24]}</tool_call>", content=f"{WEATHER[:-24]}</tool_call>",
+        "no end of function",
+        f"{WEATHER[:-24]}</tool_call>",
+        content=f"{WEATHER[:-24]}</tool_call>",
         is_constrained=(False,),
     ),
     Transcript(
-        "breaks off under a constraint", f"{WEATHER[:-24]}oh", content="oh",
-        calls=(("get_weather", '{"city": "Lima"'),), is_constrained=(True,),
+        "breaks off under a constraint",
+        f"{WEATHER[:-24]}oh",
+        content="oh",
+        calls=(("get_weather", '{"city": "Lima"'),),
+        is_constrained=(True,),
     ),
     Transcript("cut in a value", WEATHER[:-40], content=WEATHER[:-40], is_constrained=(False,)),
     Transcript(
-        "cut in a value under a constraint", WEATHER[: WEATHER.index("ma\n")],
-        calls=(("get_weather", '{"city": "Li'),), is_constrained=(True,),
+        "cut in a value under a constraint",
+        WEATHER[: WEATHER.index("ma\n")],
+        calls=(("get_weather", '{"city": "Li'),),
+        is_constrained=(True,),
     ),
     Transcript("cut behind the function", WEATHER[:-13], calls=(LIMA,)),
     Transcript("cut in the last tag", WEATHER[:-3], content="</tool_ca", calls=(LIMA,), are_tokens=(False,)),
     Transcript("stray end", "Hi </tool_call> you", content="Hi </tool_call> you"),
     Transcript("half a tag", "a <tool_ b", content="a <tool_ b"),
     Transcript(
-        "letters of a marker", f"Write <{LETTERS}tool_call> so. {TIME}", content="Write <tool_call> so.",
-        calls=(NOW,), are_tokens=(True,),
+        "letters of a marker",
+        f"Write <{LETTERS}tool_call> so. {TIME}",
+        content="Write <tool_call> so.",
+        calls=(NOW,),
+        are_tokens=(True,),
     ),
     Transcript("no tools", WEATHER, content=WEATHER, tools=()),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("transcript", TRANSCRIPTS, ids=str)
