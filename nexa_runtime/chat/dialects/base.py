@@ -65,7 +65,10 @@ class ReasoningTags:
 
 
 class Dialect(ABC):
-    """How one family writes. ``special_texts``: text → id of the vocabulary's tokens that are markers."""
+    """How one family writes. ``special_texts``: text → id of the vocabulary's tokens that are markers.
+
+    ``template``: the model's own, for what differs between the templates of a family.
+    """
 
     name: ClassVar[str]
     """For ``models.yaml``."""
@@ -74,11 +77,12 @@ class Dialect(ABC):
     reasoning: ReasoningTags | None = None
     reasoning_key: ClassVar[str] = "reasoning_content"
     """What the family's templates call the reasoning of an earlier turn."""
-    takes_arguments_as_text: ClassVar[bool] = False
-    """Whether the family's templates want a call's arguments as JSON text and not as an object."""
+    takes_arguments_as_text: bool = False
+    """Whether the template wants a call's arguments as JSON text and not as an object."""
 
-    def __init__(self, special_texts: Mapping[str, int]) -> None:
+    def __init__(self, special_texts: Mapping[str, int], template: str = "") -> None:
         self.special_texts = special_texts
+        self.template = template
 
     @classmethod
     @abstractmethod
@@ -118,14 +122,17 @@ class Dialect(ABC):
 
     def lark(self, text: str) -> str:
         """``text`` for a rule of a grammar: literals, and the tokens of markers by their ids."""
-        pattern = "|".join(re.escape(one) for one in self._tokens())
-        parts = re.split(f"({pattern})", text) if pattern else [text]
         words = [
             f"<[{self.special_texts[part]}]>" if part in self.special_texts else lark_literal(part)
-            for part in parts
-            if part
+            for part in self.split(text)
         ]
         return " ".join(words)
+
+    def split(self, text: str) -> list[str]:
+        """``text`` cut into the markers that are tokens, and what is between them."""
+        pattern = "|".join(re.escape(one) for one in self._tokens())
+        parts = re.split(f"({pattern})", text) if pattern else [text]
+        return [part for part in parts if part]
 
     def _tokens(self) -> list[str]:
         """Markers that are tokens here, the longest first."""

@@ -12,8 +12,8 @@ class CommandR(ShapeDialect):
 
     name = "command_r"
     shape = Shape(
-        "Action:",
-        opening="\n```json\n[",
+        "Action:\n```json",
+        opening="\n[",
         closing="\n]```",
         before_name='\n    {\n        "tool_name": "',
         before_arguments='",\n        "parameters": ',

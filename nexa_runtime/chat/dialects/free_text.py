@@ -30,7 +30,7 @@ def free_text(dialect: Dialect, trigger: str, *, is_parallel: bool, tags: Sequen
         lines = [
             f"start: ({passed} head rest){many} {passed} LAST",
             f"head[lazy]: TEXT {lark_literal(trigger)}",
-            f"LAST: TEXT & ~/(.|\\n)*{_regex(trigger)}(.|\\n)*/",
+            f"LAST: TEXT & ~/(.|\\n)*{lark_regex(trigger)}(.|\\n)*/",
         ]
     return "\n".join([*lines, TEXT])
 
@@ -47,6 +47,6 @@ def rules_of_calls(
     return "\n".join(lines)
 
 
-def _regex(text: str) -> str:
+def lark_regex(text: str) -> str:
     """A regular expression of a Lark grammar for this text."""
-    return re.sub(r"([^\w\s])", r"\\\1", text).replace("\n", "\\n")
+    return re.sub(r"([][\\.^$|?*+(){}/])", r"\\\1", text).replace("\n", "\\n")

@@ -30,6 +30,11 @@ _NUMBER = {
 }
 _NUMBER_ENDS = {"zero", "whole", "fraction", "exponent"}
 """States in which a number may end."""
+_WHOLE_CHARS = re.compile(
+    r'(?:[^\\"]|\\[^u]|\\u(?![dD][89abAB])[0-9a-fA-F]{4}|\\u[dD][89abAB][0-9a-fA-F]{2}'
+    r"(?:\\u[dD][c-fC-F][0-9a-fA-F]{2}|(?=[^\\]|\\[^u]|\\u(?![dD][c-fC-F])[0-9a-fA-F]{4})))*"
+)
+"""Inside a string, characters and escapes of which nothing is missing."""
 _LITERALS = {"t": "rue", "f": "alse", "n": "ull"}
 
 
@@ -174,6 +179,27 @@ class JsonScanner:
     def _break(self) -> bool:
         self.is_broken = True
         return False
+
+
+class Unescaper:
+    """What a JSON string says, while it comes: fed with a valid string's text, quotes included."""
+
+    def __init__(self) -> None:
+        self._has_begun = False
+        self._held = ""
+
+    def add(self, text: str) -> str:
+        """What ``text``, the next piece, adds. An escape waits until it is whole, and a surrogate for its
+        pair.
+        """
+        if not self._has_begun and text:
+            self._has_begun = True
+            text = text[1:]
+        text = self._held + text
+        match = _WHOLE_CHARS.match(text)
+        end = match.end() if match else 0
+        self._held = text[end:]
+        return text_of(f'"{text[:end]}"')
 
 
 def object_text(text: str) -> str | None:

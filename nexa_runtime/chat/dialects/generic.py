@@ -1,0 +1,129 @@
+"""A way of our own, for models whose templates know no tools.
+
+Owns the words that explain it to a model, the form of its answers, and their parser. ``registry`` chooses it
+where no family fits.
+
+The answer is one JSON object: ``{"tool_calls": [{"name": …, "arguments": {…}}, …]}`` or
+``{"response": "…"}``.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+
+from nexa_runtime.chat.dialects.base import Dialect, Parser, lark_literal
+from nexa_runtime.chat.dialects.calls import CallParser, NotACallError
+from nexa_runtime.chat.dialects.free_text import rules_of_calls
+from nexa_runtime.chat.dialects.json_scan import Unescaper, text_of
+from nexa_runtime.chat.dialects.prompts import call_list, tool_list, with_system_text
+from nexa_runtime.chat.dialects.reading import Steps
+from nexa_runtime.chat.messages import Conversation, Message, Role, Tool, ToolMode
+
+_CALLS_KEY, _RESPONSE_KEY = "tool_calls", "response"
+_NO_SYSTEM = re.compile(r"raise_exception\([^)]*[Ss]ystem")
+"""A template that refuses a system's message."""
+_INSTRUCTIONS = """You may call these functions:
+{tools}
+
+Answer with one JSON object and nothing else. To call functions:
+{{"tool_calls": [{{"name": "NAME", "arguments": {{}}}}]}}
+To answer in words:
+{{"response": "WORDS"}}"""
+
+
+class GenericParser(CallParser):
+    """Reads the object, if the answer is one."""
+
+    def __init__(self, tools: Sequence[Tool], *, is_constrained: bool) -> None:
+        super().__init__(tools, (), is_constrained=is_constrained)
+        self._has_tools = bool(tools)
+        self._said: list[str] = []
+
+    def _read(self) -> Steps[None]:
+        if self._has_tools:
+            yield from self._attempt("")
+        yield from super()._read()
+
+    def _block(self, trigger: str) -> Steps[None]:
+        yield from self._expect("{")
+        yield from self._reader.space()
+        key = text_of((yield from self._json_text()))
+        yield from self._expect(":")
+        yield from self._reader.space()
+        if key == _CALLS_KEY and (yield from self._reader.peek()) == "[":
+            yield from self._calls()
+        elif key == _RESPONSE_KEY:
+            yield from self._response()
+        else:
+            raise NotACallError
+        yield from self._reader.space()
+        if not (yield from self._reader.literal("}")) and self._said:
+            raise NotACallError
+        for text in self._said:
+            self._write(text)
+        self._reader.taken.clear()
+        yield from self._reader.space()
+
+    def _response(self) -> Steps[None]:
+        """Reads a string. Under a constraint it is content at once, else once the object is whole."""
+        if (yield from self._reader.peek()) != '"':
+            raise NotACallError
+        unescaper = Unescaper()
+        say = self._write if self._is_constrained else self._said.append
+        yield from self._json(lambda text: say(unescaper.add(text)))
+
+
+class Generic(Dialect):
+    """One JSON object."""
+
+    name = "generic"
+
+    @classmethod
+    def fits(cls, template: str) -> bool:
+        return True
+
+    def prepare(self, conversation: Conversation) -> Conversation:
+        """Puts the tools into words, and calls and what tools said into messages that any template knows."""
+        conversation = replace(conversation, messages=_plain_turns(conversation.messages))
+        if not conversation.tools or conversation.tool_choice.mode is ToolMode.NONE:
+            return conversation
+        text = _INSTRUCTIONS.format(tools=tool_list(conversation.tools))
+        first, *rest = conversation.messages
+        if first.role is Role.USER and _NO_SYSTEM.search(self.template):
+            first = replace(first, content=f"{text}\n\n{first.content or ''}")
+            return replace(conversation, messages=(first, *rest))
+        return with_system_text(conversation, text)
+
+    def parser(self, tools: Sequence[Tool], *, is_reasoning: bool = False, is_constrained: bool) -> Parser:
+        return GenericParser(tools, is_constrained=is_constrained)
+
+    def grammar(self, tools: Sequence[Tool], *, is_forced: bool, is_parallel: bool) -> str:
+        begin, end = lark_literal(f'{{"{_CALLS_KEY}": ['), lark_literal("]}")
+        more = '(", " call)*' if is_parallel else ""
+        lines = [f"start: {begin} call {more} {end}"]
+        if not is_forced:
+            before = lark_literal(f'{{"{_RESPONSE_KEY}": ')
+            lines[0] += f' | {before} said "}}"'
+            lines.append('said: %json {"type": "string"}')
+        return "\n".join([*lines, rules_of_calls(self, tools, '{"name": "', '", "arguments": ', "}")])
+
+
+def _plain_turns(messages: Sequence[Message]) -> tuple[Message, ...]:
+    names = {call.id: call.name for message in messages for call in message.tool_calls}
+    turns: list[Message] = []
+    is_result = False
+    for message in messages:
+        if message.role is Role.TOOL:
+            name = names.get(message.tool_call_id or "", message.name or "the function")
+            message = Message(Role.USER, f"Result of {name}: {message.content or ''}")
+            if is_result:
+                message = replace(message, content=f"{turns.pop().content}\n{message.content}")
+            is_result = True
+        else:
+            is_result = False
+        if message.tool_calls:
+            calls = f'{{"{_CALLS_KEY}": {call_list(message.tool_calls)}}}'
+            content = f"{message.content}\n{calls}" if message.content else calls
+            message = replace(message, content=content, tool_calls=())
+        turns.append(message)
+    return tuple(turns)
