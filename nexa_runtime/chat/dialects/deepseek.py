@@ -48,7 +48,7 @@ class DeepSeekParser(CallParser):
         """Reads a call behind the mark that begins it."""
         word = yield from self._reader.name()
         yield from self._expect(self._separator)
-        if (yield from self._reader.peek()) == "{":
+        if (yield from self._reader.peek()) in '{"':
             self._open(word)
         else:
             self._open((yield from self._reader.name()))

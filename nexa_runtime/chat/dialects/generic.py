@@ -52,6 +52,8 @@ class GenericParser(CallParser):
         yield from self._reader.space()
         if key == _CALLS_KEY and (yield from self._reader.peek()) == "[":
             yield from self._calls()
+            if not self._has_calls():
+                raise NotACallError
         elif key == _RESPONSE_KEY:
             yield from self._response()
         else:
@@ -61,8 +63,8 @@ class GenericParser(CallParser):
             raise NotACallError
         for text in self._said:
             self._write(text)
-        self._reader.taken.clear()
         yield from self._reader.space()
+        self._reader.taken.clear()
 
     def _response(self) -> Steps[None]:
         """Reads a string. Under a constraint it is content at once, else once the object is whole."""

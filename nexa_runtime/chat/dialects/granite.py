@@ -16,7 +16,7 @@ class Granite(ShapeDialect):
     """``<|tool_call|>`` and a list; ``<response>`` may wrap what comes behind the reasoning."""
 
     name = "granite"
-    markers = ("<|tool_call|>",)
+    markers = ("<|tool_call|>", "<tool_call>", "</tool_call>", "<think>", "</think>")
     reasoning = ReasoningTags("<think>", "</think>")
     wrapping = ReasoningTags("<response>", "</response>")
     shape = Shape("<|tool_call|>", opening="[", closing="]")
