@@ -22,17 +22,18 @@ def free_text(dialect: Dialect, trigger: str, *, is_parallel: bool, tags: Sequen
     if dialect.reasoning:
         tags = (dialect.reasoning.opening, dialect.reasoning.closing, *tags)
     tokens = " | ".join(dialect.lark(tag) for tag in tags if tag in dialect.special_texts)
-    special = f"(({tokens}) TEXT)*" if tokens else ""
+    # A token that is not special to the grammar is the same as its letters: these are no text either.
+    lines = [f"PLAIN: TEXT & ~/(.|\\n)*{lark_regex(trigger)}(.|\\n)*/", TEXT]
     if trigger in dialect.special_texts:
-        lines = [f"start: (free {dialect.lark(trigger)} rest){many} free", f"free: TEXT {special}"]
+        special = f"(({tokens}) PLAIN)*" if tokens else ""
+        start = [f"start: (free {dialect.lark(trigger)} rest){many} free", f"free: PLAIN {special}"]
     else:
-        passed = f"(TEXT ({tokens}))*" if tokens else ""
-        lines = [
-            f"start: ({passed} head rest){many} {passed} LAST",
+        special = f"(TEXT ({tokens}))*" if tokens else ""
+        start = [
+            f"start: ({special} head rest){many} {special} PLAIN",
             f"head[lazy]: TEXT {lark_literal(trigger)}",
-            f"LAST: TEXT & ~/(.|\\n)*{lark_regex(trigger)}(.|\\n)*/",
         ]
-    return "\n".join([*lines, TEXT])
+    return "\n".join([*start, *lines])
 
 
 def rules_of_calls(

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from nexa_runtime.chat.dialects.base import Dialect
 from nexa_runtime.chat.dialects.command_r import CommandR, CommandR7B
 from nexa_runtime.chat.dialects.deepseek import DeepSeek, DeepSeekR1
+from nexa_runtime.chat.dialects.dsml import DeepSeekDsml
 from nexa_runtime.chat.dialects.generic import Generic
 from nexa_runtime.chat.dialects.granite import Granite
 from nexa_runtime.chat.dialects.hermes import Hermes
@@ -16,6 +17,7 @@ from nexa_runtime.chat.dialects.llama3 import Llama3
 from nexa_runtime.chat.dialects.mistral import Mistral, MistralArgs
 
 _ORDER: tuple[type[Dialect], ...] = (
+    DeepSeekDsml,
     DeepSeekR1,
     DeepSeek,
     MistralArgs,

@@ -21,6 +21,7 @@ from nexa_runtime.chat.dialects.deepseek import (
     DeepSeek,
     DeepSeekR1,
 )
+from nexa_runtime.chat.dialects.dsml import DSML, DeepSeekDsml
 from nexa_runtime.chat.dialects.generic import Generic
 from nexa_runtime.chat.dialects.granite import Granite
 from nexa_runtime.chat.dialects.hermes import Hermes
@@ -34,6 +35,16 @@ LIMA = {"city": "Lima \u00e9"}
 NAMES = ("get_weather", "get_time")
 
 
+def dsml(arguments: object) -> str:
+    """Arguments as DeepSeek V3.2 writes them."""
+    assert isinstance(arguments, dict)
+    return "".join(
+        f'<{DSML}parameter name="{key}" string="{str(isinstance(value, str)).lower()}">'
+        f"{value if isinstance(value, str) else json.dumps(value)}</{DSML}parameter>\n"
+        for key, value in arguments.items()
+    )
+
+
 @dataclass(frozen=True)
 class Form:
     """A dialect, and how it writes one call, and a second one behind it: ``{name}`` with ``{arguments}``."""
@@ -45,7 +56,7 @@ class Form:
     def write(self, *calls: tuple[str, object]) -> str:
         form = self.one if len(calls) == 1 else self.two
         for name, arguments in calls:
-            text = json.dumps(arguments, ensure_ascii=False)
+            text = dsml(arguments) if self.kind is DeepSeekDsml else json.dumps(arguments, ensure_ascii=False)
             form = form.replace("NAME", name, 1).replace("ARGUMENTS", text, 1)
         return form
 
@@ -60,6 +71,7 @@ ACTION = '\n    {\n        "tool_name": "NAME",\n        "parameters": ARGUMENTS
 ACTION_7B = '\n    {"tool_name": "NAME", "parameters": ARGUMENTS}'
 R1 = f"{CALL_BEGIN}function{SEPARATOR}NAME\n```json\nARGUMENTS\n```{CALL_END}"
 V3 = f"{CALL_BEGIN}NAME{SEPARATOR}ARGUMENTS{CALL_END}"
+INVOKE = f'<{DSML}invoke name="NAME">\nARGUMENTS</{DSML}invoke>\n'
 FORMS = [
     Form(Hermes, HERMES, f"{HERMES}\n{HERMES}"),
     Form(Llama3, PARAMETERS, f"{PARAMETERS}; {PARAMETERS}"),
@@ -77,6 +89,11 @@ FORMS = [
         CommandR7B,
         f"<|START_ACTION|>[{ACTION_7B}\n]<|END_ACTION|>",
         f"<|START_ACTION|>[{ACTION_7B},{ACTION_7B}\n]<|END_ACTION|>",
+    ),
+    Form(
+        DeepSeekDsml,
+        f"<{DSML}function_calls>\n{INVOKE}</{DSML}function_calls>",
+        f"<{DSML}function_calls>\n{INVOKE * 2}</{DSML}function_calls>",
     ),
     Form(Generic, f'{{"tool_calls": [{OBJECT}]}}', f'{{"tool_calls": [{OBJECT}, {OBJECT}]}}'),
 ]

@@ -135,7 +135,7 @@ def test_transcripts(transcript: Transcript) -> None:
 
 @given(st.integers(0, 2**32))
 def test_whatever_comes(seed: int) -> None:
-    check_mutated(Hermes, TRANSCRIPTS, seed)
+    check_mutated(Hermes, TRANSCRIPTS, seed, dropped=["<think>"])
 
 
 def test_no_template_meets_a_message_without_content() -> None:

@@ -77,6 +77,7 @@ def command_r7b(*calls: Texts) -> str:
     return f"<|START_ACTION|>[\n{inner}\n]<|END_ACTION|>"
 
 
+DROPPED = ("<think>", "[THINK]", "<|START_THINKING|>", "<|START_RESPONSE|>", "<response>")
 ONE = mistral(LIMA_TEXT)
 TABLES: dict[type[Dialect], list[Transcript]] = {
     Mistral: [
@@ -155,7 +156,7 @@ TABLES: dict[type[Dialect], list[Transcript]] = {
     CommandR7B: [
         *common(command_r7b, CommandR7B.reasoning),
         Transcript(
-            "wrapped content", 
+            "wrapped content",
             "<|START_RESPONSE|>Hi <co>you</co: 0:[1]><|END_RESPONSE|>", "Hi <co>you</co: 0:[1]>"
         ),
         Transcript(
@@ -183,4 +184,4 @@ def test_transcripts(kind: type[Dialect], transcript: Transcript) -> None:
 
 @given(st.sampled_from(list(TABLES)), st.integers(0, 2**32))
 def test_whatever_comes(kind: type[Dialect], seed: int) -> None:
-    check_mutated(kind, TABLES[kind], seed)
+    check_mutated(kind, TABLES[kind], seed, dropped=DROPPED)

@@ -71,4 +71,4 @@ def test_transcripts(transcript: Transcript) -> None:
 
 @given(st.integers(0, 2**32))
 def test_whatever_comes(seed: int) -> None:
-    check_mutated(Llama3, TRANSCRIPTS, seed)
+    check_mutated(Llama3, TRANSCRIPTS, seed, dropped=[])

@@ -4,6 +4,7 @@ import pytest
 
 from nexa_runtime.chat.dialects.base import Dialect
 from nexa_runtime.chat.dialects.deepseek import CALL_BEGIN, CALLS_BEGIN, DeepSeek, DeepSeekR1
+from nexa_runtime.chat.dialects.dsml import DSML
 from nexa_runtime.chat.dialects.granite import Granite
 from nexa_runtime.chat.dialects.llama3 import Llama3
 from nexa_runtime.chat.dialects.mistral import Mistral
@@ -38,7 +39,7 @@ def test_a_template_leads_to_its_family(template: str, name: str) -> None:
 
 def test_a_name_overrides_the_template() -> None:
     assert all(choose("<tool_call>", {}, name).name == name for name in DIALECTS)
-    with pytest.raises(ValueError, match="no dialect 'qwen'; there are .*hermes, .*generic"):
+    with pytest.raises(ValueError, match=r"no dialect 'qwen'; there are .*hermes, .*generic"):
         choose("", {}, "qwen")
 
 
