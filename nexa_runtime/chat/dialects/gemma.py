@@ -62,7 +62,7 @@ class Gemma4(Dialect):
 class FunctionGemma(Gemma4):
     """``<start_function_call>call:NAME{key:<escape>text<escape>}<end_function_call>``."""
 
-    name = "function-gemma"
+    name = "function_gemma"
     markers = ("<start_function_call>", "<end_function_call>", "<escape>")
     reasoning = None
     _opening = "<start_function_call>"

@@ -74,7 +74,9 @@ def free(rules: Rules, dialect: Dialect, calls: Sequence[Opened], *, is_parallel
     """A grammar for any text, in which what begins with one of the openers is a call."""
     tokens = [one for one in calls if one.opener in dialect.special_texts]
     letters = [one for one in calls if one.opener not in dialect.special_texts]
-    text = rules.terminal(f"/{ANY}/")
+    any_text = f"/{ANY}/"
+    # A token that is not special to the grammar is the same as its letters: these are no text either.
+    text = rules.terminal(_without(any_text, [one.opener for one in tokens]))
     others = [
         str(number)
         for marker, number in dialect.special_texts.items()
@@ -88,7 +90,7 @@ def free(rules: Rules, dialect: Dialect, calls: Sequence[Opened], *, is_parallel
     call = rules.rule(" | ".join(branches))
     if is_parallel:
         return rules.grammar(f"({text} {skip} | {call})* {text}" if skip else f"{call}* {text}")
-    tail = rules.terminal(_without(f"/{ANY}/", [one.opener for one in letters]))
+    tail = rules.terminal(_without(any_text, [one.opener for one in calls]))
     if skip:
         return rules.grammar(f"({text} {skip})* ({text} | {call} ({tail} {skip})* {tail})")
     return rules.grammar(f"{text} | {call} {tail}")
@@ -96,11 +98,9 @@ def free(rules: Rules, dialect: Dialect, calls: Sequence[Opened], *, is_parallel
 
 def text_body(rules: Rules, dialect: Dialect, schema: Schema, stop: str) -> str:
     """Bare text of a schema for strings, and the ``stop`` after it, which is not in it."""
-    first = next((marker for marker in dialect.markers if stop.lstrip().startswith(marker)), None)
-    limits = _limits(_string_branch(schema))
-    if first in dialect.special_texts:
-        return f"{rules.terminal(limits)} {dialect.lark(stop)}"
-    text = rules.terminal(_without(limits, [stop.strip()]))
+    text = rules.terminal(_without(_limits(_string_branch(schema)), [stop.strip()]))
+    if len(dialect.split(stop)) > 1 or stop in dialect.special_texts:
+        return f"{text} {dialect.lark(stop)}"
     return rules.terminal(f"{text} {lark_literal(stop)}")
 
 

@@ -67,9 +67,9 @@ class Pythonic(Dialect):
 
 
 class Lfm2(Pythonic):
-    """LFM2.5, whose template writes earlier calls itself."""
+    """LFM2 and 2.5. Where the template knows no calls, earlier ones become part of the content."""
 
-    name = "lfm2.5"
+    name = "lfm2"
     markers = ("<|tool_call_start|>", "<|tool_call_end|>", "<think>", "</think>")
     reasoning = ReasoningTags("<think>", "</think>")
     reasoning_key = "thinking"
@@ -79,20 +79,12 @@ class Lfm2(Pythonic):
 
     @classmethod
     def fits(cls, template: str) -> bool:
-        return "List of tools: " in template and "tool_calls" in template
-
-
-class Lfm2Plain(Lfm2):
-    """LFM2, whose template knows no calls: they are part of the content."""
-
-    name = "lfm2"
-
-    @classmethod
-    def fits(cls, template: str) -> bool:
-        return "List of tools: " in template and "tool_calls" not in template
+        return "List of tools: " in template
 
     def prepare(self, conversation: Conversation) -> Conversation:
-        return replace(conversation, messages=tuple(self._written(one) for one in conversation.messages))
+        if "tool_calls" in self.template:
+            return conversation
+        return replace(conversation, messages=tuple(map(self._written, conversation.messages)))
 
     def _written(self, message: Message) -> Message:
         if not message.tool_calls:

@@ -21,7 +21,7 @@ _PARAMETER, _PARAMETER_END = "<parameter=", "</parameter>"
 class Qwen3Coder(Dialect):
     """``<tool_call><function=NAME><parameter=KEY>`` and the value on lines of its own."""
 
-    name = "qwen3-coder"
+    name = "qwen3_coder"
     markers = (_OUTER, _OUTER_END, "<think>", "</think>")
     reasoning = ReasoningTags("<think>", "</think>")
     _tags: ClassVar = XmlTags(f"{_PARAMETER}", ">\n", f"\n{_PARAMETER_END}\n")

@@ -6,6 +6,8 @@ from nexa_runtime.chat.dialects.base import Dialect
 from nexa_runtime.chat.dialects.gemma import FunctionGemma, Gemma4
 from nexa_runtime.chat.dialects.glm import Glm
 from nexa_runtime.chat.dialects.harmony import Harmony
+from nexa_runtime.chat.dialects.kimi import Kimi
+from nexa_runtime.chat.dialects.minimax import MiniMax
 from nexa_runtime.chat.dialects.pythonic import Lfm2, Pythonic
 from nexa_runtime.chat.dialects.qwen3_coder import Qwen3Coder
 from nexa_runtime.chat.messages import Json, Tool
@@ -13,7 +15,7 @@ from nexa_runtime.llama import Model
 from tests.chat.dialects.grammars import Grammars
 from tests.chat.dialects.transcripts import TOOLS
 
-KINDS = (Qwen3Coder, Glm, Pythonic, Lfm2, Harmony, Gemma4, FunctionGemma)
+KINDS = (Qwen3Coder, Glm, Pythonic, Lfm2, Harmony, Gemma4, FunctionGemma, Kimi, MiniMax)
 
 
 @pytest.fixture(scope="module")
