@@ -70,30 +70,34 @@ def forced(rules: Rules, dialect: Dialect, calls: str, separator: str, *, is_par
     return rules.grammar(calls + more)
 
 
-def free(rules: Rules, dialect: Dialect, calls: Sequence[Opened], *, is_parallel: bool) -> str:
-    """A grammar for any text, in which what begins with one of the openers is a call."""
+def free(
+    rules: Rules, dialect: Dialect, calls: Sequence[Opened], *, is_parallel: bool, first: str = ""
+) -> str:
+    """A grammar for any text, in which what begins with one of the openers is a call.
+
+    ``first``: a rule for calls without an opener, which may only stand at the very start.
+    """
     tokens = [one for one in calls if one.opener in dialect.special_texts]
     letters = [one for one in calls if one.opener not in dialect.special_texts]
-    any_text = f"/{ANY}/"
-    # A token that is not special to the grammar is the same as its letters: these are no text either.
-    text = rules.terminal(_without(any_text, [one.opener for one in tokens]))
     others = [
         str(number)
         for marker, number in dialect.special_texts.items()
-        if marker in dialect.markers and not any(one.opener == marker for one in tokens)
+        if marker in dialect.markers and all(one.opener != marker for one in tokens)
     ]
-    skip = f"<[{','.join(sorted(others))}]>" if others else ""
+    any_text = f"/{ANY}/"
+    # A token that is not special to the grammar is the same as its letters: these are no text either.
+    text = rules.terminal(_without(any_text, [one.opener for one in tokens]))
+    heads = [(rules.rule(f"{text} {lark_literal(one.opener)}", "[lazy]"), one.rest) for one in letters]
     branches = [f"{text} {dialect.lark(one.opener)} {one.rest}" for one in tokens]
-    branches += [
-        f"{rules.rule(f'{text} {lark_literal(one.opener)}', '[lazy]')} {one.rest}" for one in letters
-    ]
-    call = rules.rule(" | ".join(branches))
+    call = rules.rule(" | ".join([*branches, *(f"{head} {rest}" for head, rest in heads)]))
+    skip = f"<[{','.join(sorted(others))}]>"
     if is_parallel:
-        return rules.grammar(f"({text} {skip} | {call})* {text}" if skip else f"{call}* {text}")
+        passed = f"{text} {skip} | {call}" if others else call
+        return rules.grammar(f"{first and f'{first}?'} ({passed})* {text}")
     tail = rules.terminal(_without(any_text, [one.opener for one in calls]))
-    if skip:
-        return rules.grammar(f"({text} {skip})* ({text} | {call} ({tail} {skip})* {tail})")
-    return rules.grammar(f"{text} | {call} {tail}")
+    end = f"({tail} {skip})* {tail}" if others else tail
+    start = f"({text} {skip})*" if others else ""
+    return rules.grammar(f"{start} ({text} | {call} {end}){first and f' | {first} {end}'}")
 
 
 def text_body(rules: Rules, dialect: Dialect, schema: Schema, stop: str) -> str:

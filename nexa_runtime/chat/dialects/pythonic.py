@@ -20,6 +20,8 @@ from nexa_runtime.chat.messages import Conversation, Message, Tool, ToolCall
 
 _MAX_KEY = 256
 _NO_KEY = frozenset("\"'()[]{},\n")
+_FIRST = r"/[ \t\n\r]*\[[ \t\n\r]*/"
+"""What may stand before calls without markers."""
 _BOOLEAN = '("True" | "False")'
 
 
@@ -45,25 +47,30 @@ class Pythonic(Dialect):
 
     def grammar(self, tools: Sequence[Tool], *, is_forced: bool, is_parallel: bool) -> str:
         rules = Rules()
-        call = rules.rule(" | ".join(self._call(rules, tool) for tool in tools))
+        calls = [(f"{tool.name}(", rules.rule(f'{self._arguments(rules, tool)} ")"')) for tool in tools]
+        call = rules.rule(" | ".join(f"{lark_literal(head)} {arguments}" for head, arguments in calls))
         more = f"({lark_literal(', ')} {call})*" if is_parallel else ""
-        block = rules.rule(f'"[" {call} {more} "]"')
-        marked = rules.rule(f"{block} {self.lark(self._closing)}")
+        marked = rules.rule(f'"[" {call} {more} "]" {self.lark(self._closing)}')
+        if is_forced and self._is_bare:
+            return rules.grammar(f'"[" {call} {more} "]"')
         if is_forced:
-            return rules.grammar(block if self._is_bare else f"{self.lark(self._opening)} {marked}")
-        return free(rules, self, [Opened(self._opening, marked)], is_parallel=is_parallel)
+            return rules.grammar(f"{self.lark(self._opening)} {marked}")
+        heads = [
+            f"{rules.rule(f'{_FIRST} {lark_literal(head)}', '[lazy]')} {arguments}"
+            for head, arguments in calls
+        ]
+        first = rules.rule(f'({" | ".join(heads)}) {more} "]"')
+        return free(rules, self, [Opened(self._opening, marked)], is_parallel=is_parallel, first=first)
 
-    def _call(self, rules: Rules, tool: Tool) -> str:
+    def _arguments(self, rules: Rules, tool: Tool) -> str:
         if is_open(tool.parameters):
             argument = f'{rules.terminal("/[A-Za-z_][A-Za-z0-9_]{0,63}/")} "=" {_value(rules, {})}'
-            arguments = f'({argument} (", " {argument})*)?'
-        else:
-            items = [
-                (rules.rule(f"{lark_literal(key + '=')} {_value(rules, schema)}"), is_required)
-                for key, (schema, is_required) in described(tool.parameters).items()
-            ]
-            arguments = listed(rules, items, ", ")
-        return rules.rule(f'{lark_literal(tool.name + "(")} {arguments} ")"')
+            return f'({argument} (", " {argument})*)?'
+        items = [
+            (rules.rule(f"{lark_literal(key + '=')} {_value(rules, schema)}"), is_required)
+            for key, (schema, is_required) in described(tool.parameters).items()
+        ]
+        return listed(rules, items, ", ")
 
 
 class Lfm2(Pythonic):

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from llguidance import LLMatcher
 from llguidance.llamacpp import lltokenizer_from_vocab
 
-from nexa_runtime.chat.dialects.base import MARK, Dialect
+from nexa_runtime.chat.dialects.base import Dialect
 from nexa_runtime.chat.messages import Json, Tool
 from nexa_runtime.llama import Model
-from tests.chat.dialects.transcripts import TOOLS, run
+from tests.chat.dialects.transcripts import TOOLS, Answer, run
 
 _SPECIAL = (1, 0)
 """Tokens of the vocabulary that stand in for markers. There are but two besides the end."""
@@ -92,9 +92,7 @@ class Grammars:
     def accepts(self, dialect: Dialect, grammar: str, text: str) -> bool:
         """Whether ``text`` is an answer that the grammar allows."""
         matcher = LLMatcher(self._tokenizer, grammar)
-        tokens: list[int] = []
-        for part in self._parts(dialect, text):
-            tokens += [part] if isinstance(part, int) else self._plain(part)
+        tokens = self._tokens(dialect, text)
         return bool(matcher.try_consume_tokens(tokens) == len(tokens) and matcher.is_accepting())
 
     def check_walks(self, kind: type[Dialect], seeds: Iterable[int]) -> None:
@@ -103,24 +101,41 @@ class Grammars:
             for is_parallel in (False, True):
                 grammar = dialect.grammar(BOUNDED, is_forced=True, is_parallel=is_parallel)
                 for seed in seeds:
-                    self._check_walk(dialect, self._walk(dialect, grammar, seed), is_parallel=is_parallel)
+                    text = self._walk(dialect, grammar, seed)
+                    answers = self._answers(dialect, text)
+                    assert all(answer.content == answer.reasoning == "" for answer in answers), text
+                    assert all(is_parallel or len(answer.calls) == 1 for answer in answers), text
 
-    def _check_walk(self, dialect: Dialect, text: str, *, is_parallel: bool) -> None:
+    def check_free_walks(self, kind: type[Dialect], beginning: str, seeds: Iterable[int]) -> None:
+        """However an answer that begins with ``beginning`` goes on, it has calls, and all are right."""
+        for dialect in self.dialects(kind):
+            for is_parallel in (False, True):
+                grammar = dialect.grammar(BOUNDED, is_forced=False, is_parallel=is_parallel)
+                for seed in seeds:
+                    text = self._walk(dialect, grammar, seed, beginning)
+                    answers = self._answers(dialect, text)
+                    assert all(is_parallel or len(answer.calls) == 1 for answer in answers), text
+
+    def _answers(self, dialect: Dialect, text: str) -> list[Answer]:
         schemas = {tool.name: tool.parameters for tool in BOUNDED}
-        for is_constrained in (False, True):
-            answer = run(dialect, [text], tools=BOUNDED, is_constrained=is_constrained)
-            assert answer.content == answer.reasoning == "", text
+        answers = [
+            run(dialect, [text], tools=BOUNDED, is_constrained=is_constrained)
+            for is_constrained in (False, True)
+        ]
+        for answer in answers:
             assert answer.calls
-            assert is_parallel or len(answer.calls) == 1
             for name, arguments in answer.calls:
                 assert conforms(json.loads(arguments), schemas[name]), (text, arguments)
+        return answers
 
-    def _walk(self, dialect: Dialect, grammar: str, seed: int) -> str:
-        """An answer of random tokens among those that the grammar allows."""
+    def _walk(self, dialect: Dialect, grammar: str, seed: int, beginning: str = "") -> str:
+        """An answer of random tokens among those that the grammar allows, with a given ``beginning``."""
         chance = random.Random(seed)
         matcher = LLMatcher(self._tokenizer, grammar)
         seen = dialect.visible_tokens()
-        text = b""
+        tokens = self._tokens(dialect, beginning)
+        assert matcher.try_consume_tokens(tokens) == len(tokens), beginning
+        text = dialect.marked(beginning).encode()
         for _ in range(_MAX_STEPS):
             if matcher.is_stopped() or (matcher.is_accepting() and chance.random() < 0.5):
                 return text.decode()
@@ -135,18 +150,14 @@ class Grammars:
             text += seen[token].encode() if token in seen else self._vocab.pieces[token]
         raise AssertionError(f"no end: {text!r}")
 
-    def _plain(self, text: str) -> list[int]:
-        return [int(token) for token in self._vocab.tokenize(text, parse_special=False)]
-
-    def _parts(self, dialect: Dialect, text: str) -> Iterable[str | int]:
-        ids = {seen: token for token, seen in dialect.visible_tokens().items()}
-        for part in dialect.marked(text).split(MARK):
-            marker = next((one for one in ids if (MARK + part).startswith(one)), None)
-            if marker is not None:
-                yield ids[marker]
-                part = part[len(marker) - 1 :]
-            if part:
-                yield part
+    def _tokens(self, dialect: Dialect, text: str) -> list[int]:
+        tokens: list[int] = []
+        for part in dialect.split(text):
+            if part in dialect.special_texts:
+                tokens.append(dialect.special_texts[part])
+            else:
+                tokens += [int(token) for token in self._vocab.tokenize(part, parse_special=False)]
+        return tokens
 
 
 def conforms(value: object, schema: Mapping[str, Json]) -> bool:

@@ -13,7 +13,8 @@ NOW: tuple[str, object] = ("get_time", {})
 
 
 def _call(name: str, arguments: str, number: int = 0) -> str:
-    return f"<|tool_call_begin|>functions.{name}:{number}<|tool_call_argument_begin|>{arguments}<|tool_call_end|>"
+    head = f"<|tool_call_begin|>functions.{name}:{number}<|tool_call_argument_begin|>"
+    return f"{head}{arguments}<|tool_call_end|>"
 
 
 def _block(*calls: str) -> str:

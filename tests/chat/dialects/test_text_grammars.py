@@ -28,6 +28,25 @@ def test_walks(kind: type[Dialect], grammars: Grammars) -> None:
     grammars.check_walks(kind, range(12))
 
 
+@pytest.mark.parametrize(
+    ("kind", "beginning"),
+    [
+        (Qwen3Coder, "So <tool_call>"),
+        (Qwen3Coder, "So <function=put>"),
+        (Glm, "So\n<tool_call>"),
+        (Pythonic, "So <|python_start|>"),
+        (Pythonic, " [put("),
+        (Lfm2, "<|tool_call_start|>"),
+        (Harmony, "<|channel|>commentary to=functions.put"),
+        (Gemma4, "So <|tool_call>"),
+        (Kimi, "So <|tool_calls_section_begin|>"),
+        (MiniMax, "So <minimax:tool_call>"),
+    ],
+)
+def test_free_walks(kind: type[Dialect], beginning: str, grammars: Grammars) -> None:
+    grammars.check_free_walks(kind, beginning, range(6))
+
+
 def test_qwen3_coder(grammars: Grammars) -> None:
     call = (
         "<tool_call>\n<function=get_weather>\n<parameter=city>\n{}\n</parameter>\n"
@@ -82,8 +101,12 @@ def test_pythonic(grammars: Grammars) -> None:
         refused=[lfm2[0].replace("3", "x"), lfm2[1].replace("time", "tim"), "So <|tool_call_start|> I"],
         free=["", "Hello [get_time()]\n", f"I look. {lfm2[1]}", f"{lfm2[1]} Done."],
     )
-    free = Pythonic({}).grammar(TOOLS, is_forced=False, is_parallel=True)
-    assert grammars.accepts(Pythonic({}), free, f"So {marked.format(call)}")
+    for is_parallel in (False, True):
+        free = Pythonic({}).grammar(TOOLS, is_forced=False, is_parallel=is_parallel)
+        for text in (f"So {marked.format(call)}", call, f"{call} Done.", "[1, 2]", "[get", f"So {call[:9]}"):
+            assert grammars.accepts(Pythonic({}), free, text), text
+        for text in (f"So {marked.format('[x]')}", "[get_weather(x", " [get_time(x=1)]"):
+            assert not grammars.accepts(Pythonic({}), free, text), text
 
 
 def test_harmony(grammars: Grammars) -> None:
@@ -110,6 +133,33 @@ def test_gemma(grammars: Grammars) -> None:
         forced=[call.format('São\n"x" {', 3), time],
         refused=[call.format("Lima", "x"), time.replace("time", "tim"), "So <|tool_call> I"],
         free=["", "Hello!\n", f"I look. {time}", f"{time} Done."],
+    )
+
+
+def test_minimax(grammars: Grammars) -> None:
+    call = (
+        '<minimax:tool_call>\n<invoke name="get_weather">\n<parameter name="city">{}</parameter>\n'
+        '<parameter name="days">{}</parameter>\n</invoke>\n</minimax:tool_call>'
+    )
+    grammars.check(
+        MiniMax,
+        forced=[call.format("São </b>", 3)],
+        refused=[call.format("x", "y"), call.format("x", 3).replace("days", "day"), "<minimax:tool_call> So"],
+        free=["", "Hello!\n", f"I look. {call.format('x', 1)}", f"{call.format('x', 1)} Done."],
+    )
+
+
+def test_kimi(grammars: Grammars) -> None:
+    call = (
+        "<|tool_calls_section_begin|><|tool_call_begin|>functions.{}:0<|tool_call_argument_begin|>{}"
+        "<|tool_call_end|><|tool_calls_section_end|>"
+    )
+    weather = call.format("get_weather", '{"city": "São", "days": 3}')
+    grammars.check(
+        Kimi,
+        forced=[weather, call.format("get_time", "{}")],
+        refused=[weather.replace("3", "x"), call.format("other", "{}"), "<|tool_calls_section_begin|>So"],
+        free=["", "Hello!\n", f"I look. {weather}", f"{weather} Done."],
     )
 
 
