@@ -15,7 +15,7 @@ from nexa_runtime.chat.dialects.json_scan import is_json
 from nexa_runtime.chat.dialects.lark_rules import Opened, Rules, forced, free
 from nexa_runtime.chat.dialects.reading import Steps, Stops
 from nexa_runtime.chat.dialects.reasoning import with_reasoning
-from nexa_runtime.chat.dialects.typed_text import escaped
+from nexa_runtime.chat.dialects.typed_text import PYTHON_CONSTANTS, escaped
 from nexa_runtime.chat.dialects.words import plain, run, until, word
 from nexa_runtime.chat.messages import Tool
 
@@ -107,6 +107,7 @@ class _GemmaParser(CallParser):
             yield from self._array(depth)
         else:
             atom = yield from run(self._reader, _ATOM, _MAX_ATOM)
+            atom = PYTHON_CONSTANTS.get(atom, atom)
             if not is_json(atom):
                 raise NotACallError
             self._add(atom)

@@ -37,7 +37,7 @@ class Pythonic(Dialect):
 
     @classmethod
     def fits(cls, template: str) -> bool:
-        return cls._opening in template
+        return "[func_name1(" in template or (cls._opening in template and '{"name": "' not in template)
 
     def parser(self, tools: Sequence[Tool], *, is_reasoning: bool = False, is_constrained: bool) -> Parser:
         inner = _PythonicParser(

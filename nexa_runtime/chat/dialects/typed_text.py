@@ -14,7 +14,7 @@ ALL_TYPES = frozenset({"string", "number", "integer", "boolean", "null", "array"
 STRING = frozenset({"string"})
 
 _MAX_DEPTH = 16
-_PYTHON = {"True": "true", "False": "false", "None": "null"}
+PYTHON_CONSTANTS = {"True": "true", "False": "false", "None": "null"}
 """Templates write these where they mean JSON, so models do."""
 
 Schema = Mapping[str, Json]
@@ -84,7 +84,7 @@ def json_text(text: str, allowed: frozenset[str]) -> str:
     if allowed != STRING:
         bare = text.strip()
         if "string" not in allowed:
-            bare = _PYTHON.get(bare, bare)
+            bare = PYTHON_CONSTANTS.get(bare, bare)
         kinds = _kinds(bare)
         if kinds and ("string" not in allowed or kinds & allowed):
             return bare

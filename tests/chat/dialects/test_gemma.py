@@ -61,6 +61,11 @@ TRANSCRIPTS = [
         calls=(("get_weather", {"city": "x", "days": -2}),),
     ),
     Transcript(
+        "constants as Python has them",
+        _call("save-note_2", "is_pinned:True,meta:{k:None}"),
+        calls=(("save-note_2", {"is_pinned": True, "meta": {"k": None}}),),
+    ),
+    Transcript(
         "no quotes",
         _call("get_weather", "city:Lima"),
         content=_call("get_weather", "city:Lima"),

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nexa_runtime.chat.dialects.qwen3_coder import Qwen3Coder
+from nexa_runtime.chat.dialects.qwen3_coder import Qwen3Coder, SeedOss
 from nexa_runtime.chat.messages import Tool
 from tests.chat.dialects.transcripts import LETTERS, Transcript, check, check_mutated
 
@@ -154,3 +154,24 @@ def test_whatever_comes(seed: int) -> None:
         seed,
         dropped=("<think>", "</think>"),
     )
+
+
+SEED = (
+    "<seed:tool_call>\n<function=get_weather>\n<parameter=city>{}</parameter>\n</function>\n</seed:tool_call>"
+)
+SEED_TRANSCRIPTS = [
+    Transcript("one call", SEED.format("Lima"), calls=(LIMA,)),
+    Transcript("lines in a value", SEED.format("\nx\n"), calls=(("get_weather", {"city": "\nx\n"}),)),
+    Transcript(
+        "reasoning and call",
+        f"<seed:think>Hm.</seed:think>\n{SEED.format('Lima')}",
+        reasoning="Hm.",
+        calls=(LIMA,),
+    ),
+    Transcript("another family's call", "<tool_call>x</tool_call>", content="<tool_call>x</tool_call>"),
+]
+
+
+@pytest.mark.parametrize("transcript", SEED_TRANSCRIPTS, ids=str)
+def test_seed_oss(transcript: Transcript) -> None:
+    check(SeedOss, transcript)

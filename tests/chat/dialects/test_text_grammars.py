@@ -9,13 +9,13 @@ from nexa_runtime.chat.dialects.harmony import Harmony
 from nexa_runtime.chat.dialects.kimi import Kimi
 from nexa_runtime.chat.dialects.minimax import MiniMax
 from nexa_runtime.chat.dialects.pythonic import Lfm2, Pythonic
-from nexa_runtime.chat.dialects.qwen3_coder import Qwen3Coder
+from nexa_runtime.chat.dialects.qwen3_coder import Qwen3Coder, SeedOss
 from nexa_runtime.chat.messages import Json, Tool
 from nexa_runtime.llama import Model
 from tests.chat.dialects.grammars import Grammars
 from tests.chat.dialects.transcripts import TOOLS
 
-KINDS = (Qwen3Coder, Glm, Pythonic, Lfm2, Harmony, Gemma4, FunctionGemma, Kimi, MiniMax)
+KINDS = (Qwen3Coder, SeedOss, Glm, Pythonic, Lfm2, Harmony, Gemma4, FunctionGemma, Kimi, MiniMax)
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +33,7 @@ def test_walks(kind: type[Dialect], grammars: Grammars) -> None:
     [
         (Qwen3Coder, "So <tool_call>"),
         (Qwen3Coder, "So <function=put>"),
+        (SeedOss, "So <seed:tool_call>"),
         (Glm, "So\n<tool_call>"),
         (Pythonic, "So <|python_start|>"),
         (Pythonic, " [put("),
