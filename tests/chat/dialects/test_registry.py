@@ -4,6 +4,7 @@ import pytest
 
 from nexa_runtime.chat.dialects.base import Dialect
 from nexa_runtime.chat.dialects.deepseek import CALL_BEGIN, CALLS_BEGIN, DeepSeek, DeepSeekR1
+from nexa_runtime.chat.dialects.dsml import DSML
 from nexa_runtime.chat.dialects.granite import Granite
 from nexa_runtime.chat.dialects.llama3 import Llama3
 from nexa_runtime.chat.dialects.mistral import Mistral

@@ -1,0 +1,166 @@
+"""Grammars in llguidance's Lark: free text with calls in it, calls alone, lists of what may be left out.
+
+Owns the rules that the dialects share. It knows no family; ``Dialect.grammar`` puts its parts together.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from nexa_runtime.chat.dialects.base import Dialect, lark_literal
+from nexa_runtime.chat.dialects.typed_text import Schema, alone, types
+
+ANY = "(.|\\n)*"
+_ESCAPE = r"\\[dDwWsSntr.\\/+*?()\[\]{}|^$-]"
+_PLAIN_PATTERN = re.compile(
+    rf"(?:{_ESCAPE}|\[\^?(?:{_ESCAPE}|(?!--)[^\]\\\[&~|])+\]|\{{\d+(?:,\d*)?\}}|[^\\^$\[\]{{}}])*"
+)
+"""Patterns that mean the same to all who read regular expressions."""
+
+
+class Rules:
+    """Rules and terminals of one grammar, each under a name of its own; the same twice is one."""
+
+    def __init__(self) -> None:
+        self._names: dict[str, str] = {}
+        self._lines: list[str] = []
+
+    def rule(self, text: str, options: str = "") -> str:
+        """The name of a rule."""
+        return self._name("r", text, options)
+
+    def terminal(self, text: str) -> str:
+        """The name of a terminal: one lexeme, which is what makes it fast."""
+        return self._name("T", text, "")
+
+    def reserve(self) -> str:
+        """The name of a rule that ``define`` gives a text: for those that refer to themselves."""
+        name = f"n{len(self._names)}"
+        self._names[name] = name
+        return name
+
+    def define(self, name: str, text: str) -> None:
+        """What the rule that was reserved is."""
+        self._lines.append(f"{name}: {text}")
+
+    def grammar(self, start: str) -> str:
+        """All of it."""
+        return "\n".join([f"start: {start}", *self._lines, ""])
+
+    def _name(self, kind: str, text: str, options: str) -> str:
+        key = f"{kind}{options}: {text}"
+        if key not in self._names:
+            name = f"{kind}{len(self._names)}"
+            self._names[key] = name
+            self._lines.append(f"{name}{options}: {text}")
+        return self._names[key]
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """Calls that begin with the text ``opener``; ``rest``: a rule for what follows it."""
+
+    opener: str
+    rest: str
+
+
+def forced(rules: Rules, dialect: Dialect, calls: str, separator: str, *, is_parallel: bool) -> str:
+    """A grammar for calls and nothing else. ``calls``: a rule for one."""
+    more = f" ({dialect.lark(separator)} {calls})*" if is_parallel else ""
+    return rules.grammar(calls + more)
+
+
+def free(
+    rules: Rules, dialect: Dialect, calls: Sequence[Opened], *, is_parallel: bool, first: str = ""
+) -> str:
+    """A grammar for any text, in which what begins with one of the openers is a call.
+
+    ``first``: a rule for calls without an opener, which may only stand at the very start.
+    """
+    tokens = [one for one in calls if one.opener in dialect.special_texts]
+    letters = [one for one in calls if one.opener not in dialect.special_texts]
+    others = [
+        str(number)
+        for marker, number in dialect.special_texts.items()
+        if marker in dialect.markers and all(one.opener != marker for one in tokens)
+    ]
+    any_text = f"/{ANY}/"
+    # A token that is not special to the grammar is the same as its letters: these are no text either.
+    text = rules.terminal(_without(any_text, [one.opener for one in tokens]))
+    heads = [(rules.rule(f"{text} {lark_literal(one.opener)}", "[lazy]"), one.rest) for one in letters]
+    branches = [f"{text} {dialect.lark(one.opener)} {one.rest}" for one in tokens]
+    call = rules.rule(" | ".join([*branches, *(f"{head} {rest}" for head, rest in heads)]))
+    skip = f"<[{','.join(sorted(others))}]>"
+    if is_parallel:
+        passed = f"{text} {skip} | {call}" if others else call
+        return rules.grammar(f"{first and f'{first}?'} ({passed})* {text}")
+    tail = rules.terminal(_without(any_text, [one.opener for one in calls]))
+    end = f"({tail} {skip})* {tail}" if others else tail
+    start = f"({text} {skip})*" if others else ""
+    return rules.grammar(f"{start} ({text} | {call} {end}){first and f' | {first} {end}'}")
+
+
+def text_body(rules: Rules, dialect: Dialect, schema: Schema, stop: str) -> str:
+    """Bare text of a schema for strings, and the ``stop`` after it, which is not in it."""
+    text = rules.terminal(_without(_limits(_string_branch(schema)), [stop.strip()]))
+    if len(dialect.split(stop)) > 1 or stop in dialect.special_texts:
+        return f"{text} {dialect.lark(stop)}"
+    return rules.terminal(f"{text} {lark_literal(stop)}")
+
+
+def listed(rules: Rules, items: Sequence[tuple[str, bool]], separator: str) -> str:
+    """Items in order with ``separator`` between them; each with whether it must be there."""
+    rest = first = ""
+    for item, is_required in reversed(items):
+        after = f"{item} {rest}"
+        if is_required:
+            first = after
+            rest = rules.rule(f"{lark_literal(separator)} {after}")
+        else:
+            first = rules.rule(f"{after} | {first or lark_literal('')}")
+            rest = rules.rule(f"({lark_literal(separator)} {item})? {rest}")
+    return first or lark_literal("")
+
+
+def _without(text: str, stops: Sequence[str]) -> str:
+    """A terminal for ``text`` in which none of ``stops`` is."""
+    for stop in stops:
+        text += f" & ~/(?s:.*){re.escape(stop).replace('/', chr(92) + '/')}(?s:.*)/"
+    return text
+
+
+def _string_branch(schema: Schema) -> Schema:
+    """Where the schema speaks of strings."""
+    for key in ("anyOf", "oneOf"):
+        if isinstance(branches := schema.get(key), list):
+            for one in alone(branches, schema):
+                if "string" in types(one):
+                    return _string_branch({name: one[name] for name in one if name != "$defs"})
+    return schema
+
+
+def _limits(schema: Schema) -> str:
+    """A terminal for texts as long as the schema wants, and of its pattern where that is a simple one."""
+    least, most = schema.get("minLength"), schema.get("maxLength")
+    text = f"/{ANY}/"
+    if isinstance(least, int) or isinstance(most, int):
+        bounds = f"{least if isinstance(least, int) else 0},{most if isinstance(most, int) else ''}"
+        text = f"/(.|\\n){{{bounds}}}/"
+    pattern = schema.get("pattern")
+    if isinstance(pattern, str) and (regex := _anchored(pattern)) is not None:
+        text = f"{text} & /{regex}/"
+    return text
+
+
+def _anchored(pattern: str) -> str | None:
+    """The expression for whole texts in which ``pattern`` is found; None if it is not a simple one."""
+    starts, ends = pattern.startswith("^"), pattern.endswith("$") and not pattern.endswith("\\$")
+    inner = pattern[starts : len(pattern) - ends]
+    if not _PLAIN_PATTERN.fullmatch(inner) or "(?" in inner or ("|" in inner and (starts or ends)):
+        return None
+    try:
+        re.compile(inner)
+    except re.error:
+        return None
+    inner = re.sub(r"(?<!\\)/", r"\\/", inner)
+    return ("" if starts else ANY) + f"({inner})" + ("" if ends else ANY)
