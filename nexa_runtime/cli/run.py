@@ -136,7 +136,9 @@ def _ask() -> str | None:
 
 
 async def _answer(service: GenerationService, messages: list[Message], *, is_shown: bool) -> Answer | None:
-    """One answer, on stdout while it comes if ``is_shown``; None if it was interrupted."""
+    """One answer, on stdout while it comes if ``is_shown``, what the model thinks on stderr; None if it was
+    interrupted.
+    """
     start = time.monotonic()
     generation = await service.open_chat(LOCAL_TENANT, Conversation(tuple(messages)), GenerationOptions())
     loop = asyncio.get_running_loop()
@@ -148,6 +150,8 @@ async def _answer(service: GenerationService, messages: list[Message], *, is_sho
                 text += delta.text
                 reason = delta.finish_reason or reason
             if is_shown:
+                thought = "".join(delta.reasoning for delta in batch)
+                _talk.print(thought, style="dim", end="", markup=False, highlight=False)
                 sys.stdout.write("".join(delta.text for delta in batch))
                 sys.stdout.flush()
     except ClientDisconnectedError:

@@ -15,7 +15,7 @@ from nexa_runtime.chat.grammar import GrammarSource
 from nexa_runtime.chat.messages import Conversation
 from nexa_runtime.engine.generation_lane import GenerationRequest
 from nexa_runtime.errors import NexaError
-from nexa_runtime.llama import SamplingParams
+from nexa_runtime.llama import SamplingParams, prepare_dry
 from nexa_runtime.serving.answering import Answering, answer_chat, grammar_of, render_chat
 from nexa_runtime.serving.dispatcher import Dispatcher
 from nexa_runtime.serving.generation import Generation, PromptChoices
@@ -140,8 +140,11 @@ class GenerationService:
         model, tenant = lease.model, ticket.tenant
         try:
             check_tokens(model.model.vocab, options.sampling.get("logit_bias", ()), options.stop_token_ids)
+            sampling = _sampling(options, model, tenant.limits)
+            if sampling.has_dry:
+                await self._dispatcher.prepare(lambda: prepare_dry(sampling, model.model.vocab))
             answerings = await prepare(model)
-            groups = [self._requests(tenant, model, one, options, param) for one in answerings]
+            groups = [self._requests(tenant, model, one, options, sampling, param) for one in answerings]
             ticket.reserve(
                 sum(len(one[0].prompt) + sum(each.max_new_tokens for each in one) for one in groups)
             )
@@ -174,7 +177,13 @@ class GenerationService:
         return generation
 
     def _requests(
-        self, tenant: Tenant, model: LoadedModel, one: Answering, options: GenerationOptions, param: str
+        self,
+        tenant: Tenant,
+        model: LoadedModel,
+        one: Answering,
+        options: GenerationOptions,
+        sampling: SamplingParams,
+        param: str,
     ) -> list[GenerationRequest]:
         """The sequences of one prompt, which the engine computes once for all of them."""
         limits = tenant.limits
@@ -185,7 +194,6 @@ class GenerationService:
         room = min(room, limits.max_output_tokens or room)
         default = self._dispatcher.settings.default_max_tokens
         max_new_tokens = min(options.max_tokens or default or room, room)
-        sampling = _sampling(options, model, limits)
         return [
             GenerationRequest(
                 prompt=one.prompt,

@@ -25,7 +25,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from nexa_runtime.chat.messages import Conversation, Message, Role
+from nexa_runtime.chat.messages import Conversation, Message, Role, Tool
 from nexa_runtime.chat.sandbox import TemplateBoundsError
 from nexa_runtime.chat.template import CHATML, ChatTemplate, TemplateSyntaxError
 from nexa_runtime.errors import ModelFileError, NexaError
@@ -224,6 +224,9 @@ def _try(paths: Sequence[Path], adapters: Sequence[tuple[str, float]]) -> str:
             text = _rendered(template)
             if len(text) > _MAX_PROMPT_LENGTH:
                 return f"its chat template makes {len(text)} characters of one word"
+            if model.tool_template is not None:
+                tool_template = ChatTemplate(model.tool_template, control_texts=vocab.control_texts)
+                _rendered(tool_template, Tool("get_time", "Tell the time"))
         tokens = vocab.tokenize(text, parse_special=True, add_special=True)[:32]
         if model.is_encoder:
             EmbeddingContext(model, max_tokens=64, num_threads=1).embed([tokens])
@@ -244,10 +247,10 @@ def _try(paths: Sequence[Path], adapters: Sequence[tuple[str, float]]) -> str:
         return "loading it took too much memory"
 
 
-def _rendered(template: ChatTemplate) -> str:
+def _rendered(template: ChatTemplate, *tools: Tool) -> str:
     """A short chat's prompt. A template may want other roles; what counts is that it ends, and in memory."""
     try:
-        return template.render(Conversation((Message(Role.USER, "Hello"),))).text
+        return template.render(Conversation((Message(Role.USER, "Hello"),), tools)).text
     except NexaError as error:
         if isinstance(error.__context__, MemoryError | TemplateBoundsError):
             raise error.__context__ from None

@@ -10,13 +10,28 @@ from nexa_runtime.chat.dialects.base import Dialect
 from nexa_runtime.chat.dialects.command_r import CommandR, CommandR7B
 from nexa_runtime.chat.dialects.deepseek import DeepSeek, DeepSeekR1
 from nexa_runtime.chat.dialects.dsml import DeepSeekDsml
+from nexa_runtime.chat.dialects.gemma import FunctionGemma, Gemma4
 from nexa_runtime.chat.dialects.generic import Generic
+from nexa_runtime.chat.dialects.glm import Glm
 from nexa_runtime.chat.dialects.granite import Granite
+from nexa_runtime.chat.dialects.harmony import Harmony
 from nexa_runtime.chat.dialects.hermes import Hermes
+from nexa_runtime.chat.dialects.kimi import Kimi
 from nexa_runtime.chat.dialects.llama3 import Llama3
+from nexa_runtime.chat.dialects.minimax import MiniMax
 from nexa_runtime.chat.dialects.mistral import Mistral, MistralArgs
+from nexa_runtime.chat.dialects.pythonic import Lfm2, Pythonic
+from nexa_runtime.chat.dialects.qwen3_coder import Qwen3Coder, SeedOss
 
 _ORDER: tuple[type[Dialect], ...] = (
+    Harmony,
+    Gemma4,
+    FunctionGemma,
+    Kimi,
+    MiniMax,
+    SeedOss,
+    Qwen3Coder,
+    Glm,
     DeepSeekDsml,
     DeepSeekR1,
     DeepSeek,
@@ -26,6 +41,8 @@ _ORDER: tuple[type[Dialect], ...] = (
     CommandR,
     Granite,
     Hermes,
+    Lfm2,
+    Pythonic,
     Llama3,
     Generic,
 )

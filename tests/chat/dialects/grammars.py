@@ -60,7 +60,7 @@ class Grammars:
         with warnings.catch_warnings():
             # It calls llama.cpp by names that have become old.
             warnings.simplefilter("ignore", DeprecationWarning)
-            self._tokenizer = lltokenizer_from_vocab(self._vocab._pointer)
+            self._tokenizer = lltokenizer_from_vocab(self._vocab.pointer)
 
     def dialects(self, kind: type[Dialect]) -> Iterable[Dialect]:
         """The dialect without tokens for its markers, and with two."""
