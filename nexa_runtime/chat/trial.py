@@ -47,7 +47,8 @@ def limits() -> LLParserLimits:
 
 def try_grammar(text: str, deadline_s: float = DEADLINE_S) -> Outcome:
     """Compile ``text`` in another process. Blocks."""
-    command = [sys.executable, "-I", __file__]
+    # -P: else the modules beside this one would hide those of the same names.
+    command = [sys.executable, "-P", __file__]
     try:
         done = subprocess.run(command, input=text.encode(), capture_output=True, timeout=deadline_s)
     except subprocess.TimeoutExpired:
