@@ -165,7 +165,8 @@ def one_line(reason: str, max_chars: int = 300) -> str:
     """The line of a message of llguidance that says most: the one marked as the error, else the first."""
     lines = [line.strip() for line in reason.splitlines() if line.strip()] or ["it is not valid"]
     marked = next((line for line in lines if line.startswith("error: ")), lines[0])
-    line = marked.removeprefix("error: ").rstrip(".")
+    # What follows is the expression as llguidance holds it.
+    line = marked.removeprefix("error: ").split(":  (")[0].rstrip(".")
     return line if len(line) <= max_chars else f"{line[:max_chars]}…"
 
 

@@ -81,6 +81,7 @@ def check_schema(schema: Mapping[str, Json] | Json, param: str) -> None:
         multiple = node.get("multipleOf")
         if isinstance(multiple, int | float) and multiple > 0:
             multiples.append(Fraction(str(multiple)))
+        _check_bounds(node, param)
         _check_patterns(node, param)
     if num_properties > MAX_PROPERTIES:
         refuse_schema(f"it has more than {MAX_PROPERTIES} properties", param)
@@ -88,6 +89,13 @@ def check_schema(schema: Mapping[str, Json] | Json, param: str) -> None:
         refuse_schema(f"it has more than {MAX_ENUM} enum values", param)
     if _common_multiple(multiples) > MAX_MULTIPLE:
         refuse_schema("its multipleOf values are too large together", param)
+
+
+def _check_bounds(node: dict[str, Json], param: str) -> None:
+    for key in ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"):
+        bound = node.get(key)
+        if isinstance(bound, int) and abs(bound) >= 2**63:
+            refuse_schema(f"its {key} has more than 63 bits", param)
 
 
 def _check_patterns(node: dict[str, Json], param: str) -> None:

@@ -1,10 +1,15 @@
 """A trial: a grammar is compiled in a process of its own first, which may hang, grow or die.
 
-Owns that process and its bounds. llguidance bounds most of what it does, but not all: a value that must fit
-two schemas with ``multipleOf`` 997 and 503 takes 5.7 s and 400 MB, sixty patterns in one ``allOf`` never end,
-and a chain of 3,000 rules or ``$ref`` overflows the stack, which ends the process. None of this can be
-interrupted from within. A trial costs 70 ms, so ``constraint`` holds one only where something of the kind can
-be in a grammar. This module is also what the process runs, and imports nothing of Nexa Runtime then.
+Owns that process, and the bounds that llguidance is given. These hold most of what it does, but not all: a
+value that must fit two schemas with ``multipleOf`` 997 and 503 takes 5.7 s and 400 MB, sixty patterns in one
+``allOf`` never end, and a chain of 3,000 rules or ``$ref`` overflows the stack, which ends the process. None
+of this can be interrupted from within. A trial costs 70 ms, so ``constraint`` holds one only where something
+of the kind can be in a grammar. This module is also what the process runs, and imports nothing of Nexa
+Runtime then.
+
+Measured with a hundred sources made to be slow, on one of two busy cores and with 152,000 tokens: what passes
+takes 1.4 s to compile at most, with its trial, and what does not 3.1 s. A mask takes 45 ms at most, accepting
+a token 110 ms; without a forced text of 80 kB that is 20 ms and 2 ms.
 """
 
 import subprocess
@@ -15,7 +20,7 @@ from enum import Enum
 from llguidance import LLMatcher, LLParserLimits
 
 DEADLINE_S = 3.0
-"""Of the wall clock; twenty times what the largest schemas in use take."""
+"""Of the wall clock; ten times what a schema with 400 fields takes."""
 _STACK_BYTES = 2 * 2**20
 """A quarter of what the threads have that compile and step through what was tried."""
 
@@ -29,7 +34,7 @@ class Outcome(Enum):
 
 
 def limits() -> LLParserLimits:
-    """The bounds of every grammar: a compile of half a second, a step of 30 ms, 100 MB."""
+    """The bounds of every grammar; the states of a lexer take about 2 kB each."""
     return LLParserLimits(
         initial_lexer_fuel=500_000,
         step_lexer_fuel=200_000,
@@ -42,7 +47,8 @@ def limits() -> LLParserLimits:
 
 def try_grammar(text: str, deadline_s: float = DEADLINE_S) -> Outcome:
     """Compile ``text`` in another process. Blocks."""
-    command = [sys.executable, "-I", __file__]
+    # -P: else the modules beside this one would hide those of the same names.
+    command = [sys.executable, "-P", __file__]
     try:
         done = subprocess.run(command, input=text.encode(), capture_output=True, timeout=deadline_s)
     except subprocess.TimeoutExpired:

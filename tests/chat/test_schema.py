@@ -49,6 +49,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
         {"allOf": [{"multipleOf": 9973}, {"multipleOf": 0.9967}]},
         "multipleOf",
     ),
+    "a bound beyond all": ({"type": "integer", "minimum": 10**30}, "63 bits"),
     "an infinite number": ({"maximum": float("inf")}, "cannot hold"),
     "half a character": ({"const": "\ud800"}, "cannot hold"),
     "a pattern of many": ({"type": "string", "pattern": "^(a{0,999}b){0,999}$"}, "repeats something"),
