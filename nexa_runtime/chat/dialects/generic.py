@@ -85,11 +85,15 @@ class Generic(Dialect):
         return True
 
     def prepare(self, conversation: Conversation) -> Conversation:
-        """Puts the tools into words, and calls and what tools said into messages that any template knows."""
+        """Puts the tools into words, and calls and what tools said into messages that any template knows.
+
+        The template sees no tools: what it may say of them would be another way.
+        """
         conversation = replace(conversation, messages=_plain_turns(conversation.messages))
         if not conversation.tools or conversation.tool_choice.mode is ToolMode.NONE:
             return conversation
         text = _INSTRUCTIONS.format(tools=tool_list(conversation.tools))
+        conversation = replace(conversation, tools=())
         first, *rest = conversation.messages
         if first.role is Role.USER and _NO_SYSTEM.search(self.template):
             first = replace(first, content=f"{text}\n\n{first.content or ''}")

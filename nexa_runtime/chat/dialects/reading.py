@@ -76,7 +76,8 @@ class Reader:
     def literal(self, text: str) -> Steps[bool]:
         """Reads ``text`` if it is what follows, else nothing."""
         while not (is_next := self._text.startswith(text, self._at)):
-            if self._is_over or not text.startswith(self._text[self._at :]):
+            rest = self._text[self._at : self._at + len(text)]
+            if self._is_over or len(rest) == len(text) or not text.startswith(rest):
                 return False
             yield
         self._take(self._at + len(text))

@@ -123,6 +123,7 @@ def test_where_the_tools_are_told() -> None:
     hello = Message(Role.USER, "Hi")
     told = Generic({}).prepare(Conversation((Message(Role.SYSTEM, "Be kind."), hello), TOOLS))
     assert len(told.messages) == 2
+    assert not told.tools
     assert (told.messages[0].content or "").startswith("Be kind.\n\nYou may call")
     refusing = Generic({}, "{{ raise_exception('System role not supported') }}")
     (only,) = refusing.prepare(Conversation((hello,), TOOLS)).messages

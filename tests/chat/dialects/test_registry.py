@@ -20,6 +20,7 @@ TEMPLATES = {
     "{{ '[TOOL_CALLS]' + name + '[ARGS]' }}": "mistral_args",
     f"{{{{ '{CALLS_BEGIN}' }}}}```json": "deepseek_r1",
     f"{{{{ '{CALLS_BEGIN}{CALL_BEGIN}' + name }}}}": "deepseek",
+    f"{{{{ '<{DSML}' + 'function_calls>' }}}}": "deepseek_dsml",
     'Action:\n```json [{ \'"tool_name": "\'': "command_r",
     "<|START_THINKING|> <|START_ACTION|>[ 'Action: ' \"tool_name\"": "command_r7b",
     '<|start_header_id|> {"name": name, "parameters": {}} <|python_tag|>': "llama3",
