@@ -4,7 +4,9 @@ Owns the families' texts. ``registry`` chooses between them.
 """
 
 from nexa_runtime.chat.dialects.base import ReasoningTags
+from nexa_runtime.chat.dialects.prompts import with_content
 from nexa_runtime.chat.dialects.shape import Shape, ShapeDialect
+from nexa_runtime.chat.messages import Conversation
 
 
 class CommandR(ShapeDialect):
@@ -24,6 +26,10 @@ class CommandR(ShapeDialect):
     @classmethod
     def fits(cls, template: str) -> bool:
         return "Action:" in template and "```json" in template and '"tool_name"' in template
+
+    def prepare(self, conversation: Conversation) -> Conversation:
+        """These templates show the content of every message."""
+        return with_content(conversation)
 
 
 class CommandR7B(ShapeDialect):

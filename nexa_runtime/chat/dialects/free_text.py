@@ -28,7 +28,7 @@ def free_text(dialect: Dialect, trigger: str, *, is_parallel: bool, tags: Sequen
         special = f"(({tokens}) PLAIN)*" if tokens else ""
         start = [f"start: (free {dialect.lark(trigger)} rest){many} free", f"free: PLAIN {special}"]
     else:
-        special = f"(TEXT ({tokens}))*" if tokens else ""
+        special = f"(PLAIN ({tokens}))*" if tokens else ""
         start = [
             f"start: ({special} head rest){many} {special} PLAIN",
             f"head[lazy]: TEXT {lark_literal(trigger)}",

@@ -8,17 +8,20 @@ The answer is one JSON object: ``{"tool_calls": [{"name": …, "arguments": {…
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from nexa_runtime.chat.dialects.base import Dialect, Parser, lark_literal
+from nexa_runtime.chat.dialects.base import Dialect, Parser, ReasoningTags, lark_literal
 from nexa_runtime.chat.dialects.calls import CallParser, NotACallError
-from nexa_runtime.chat.dialects.free_text import rules_of_calls
+from nexa_runtime.chat.dialects.free_text import TEXT, rules_of_calls
 from nexa_runtime.chat.dialects.json_scan import Unescaper, text_of
 from nexa_runtime.chat.dialects.prompts import call_list, tool_list, with_system_text
 from nexa_runtime.chat.dialects.reading import Steps
+from nexa_runtime.chat.dialects.reasoning import with_reasoning
 from nexa_runtime.chat.messages import Conversation, Message, Role, Tool, ToolMode
 
+_THINK = ReasoningTags("<think>", "</think>")
+"""What most models that reason write, as their templates show."""
 _CALLS_KEY, _RESPONSE_KEY = "tool_calls", "response"
 _NO_SYSTEM = re.compile(r"raise_exception\([^)]*[Ss]ystem")
 """A template that refuses a system's message."""
@@ -79,6 +82,12 @@ class Generic(Dialect):
     """One JSON object."""
 
     name = "generic"
+    markers = (_THINK.opening, _THINK.closing)
+
+    def __init__(self, special_texts: Mapping[str, int], template: str = "") -> None:
+        super().__init__(special_texts, template)
+        if _THINK.closing in template:
+            self.reasoning = _THINK
 
     @classmethod
     def fits(cls, template: str) -> bool:
@@ -101,7 +110,9 @@ class Generic(Dialect):
         return with_system_text(conversation, text)
 
     def parser(self, tools: Sequence[Tool], *, is_reasoning: bool = False, is_constrained: bool) -> Parser:
-        return GenericParser(tools, is_constrained=is_constrained)
+        return with_reasoning(
+            self, GenericParser(tools, is_constrained=is_constrained), is_reasoning=is_reasoning
+        )
 
     def grammar(self, tools: Sequence[Tool], *, is_forced: bool, is_parallel: bool) -> str:
         begin, end = lark_literal(f'{{"{_CALLS_KEY}": ['), lark_literal("]}")
@@ -109,8 +120,17 @@ class Generic(Dialect):
         lines = [f"start: {begin} call {more} {end}"]
         if not is_forced:
             before = lark_literal(f'{{"{_RESPONSE_KEY}": ')
-            lines[0] += f' | {before} said "}}"'
-            lines.append('said: %json {"type": "string"}')
+            lines = [
+                f'start: {"thought?" if self.reasoning else ""} (calls | {before} said "}}")',
+                f"calls: {begin} call {more} {end}",
+                'said: %json {"type": "string"}',
+            ]
+            if self.reasoning:
+                opening, closing = self.lark(_THINK.opening), self.lark(_THINK.closing)
+                is_token = _THINK.closing in self.special_texts
+                inner = f"TEXT {closing}" if is_token else "inside"
+                lines += [f"thought: {opening} {inner} /[ \\n]*/", TEXT]
+                lines += [] if is_token else [f"inside[lazy]: TEXT {closing}"]
         return "\n".join([*lines, rules_of_calls(self, tools, '{"name": "', '", "arguments": ', "}")])
 
 

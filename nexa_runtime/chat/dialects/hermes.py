@@ -3,9 +3,8 @@
 Owns the family's texts. ``registry`` chooses it.
 """
 
-from dataclasses import replace
-
 from nexa_runtime.chat.dialects.base import ReasoningTags
+from nexa_runtime.chat.dialects.prompts import with_content
 from nexa_runtime.chat.dialects.shape import Shape, ShapeDialect
 from nexa_runtime.chat.messages import Conversation
 
@@ -24,5 +23,4 @@ class Hermes(ShapeDialect):
 
     def prepare(self, conversation: Conversation) -> Conversation:
         """These templates look into the content of every message."""
-        messages = (replace(one, content=one.content or "") for one in conversation.messages)
-        return replace(conversation, messages=tuple(messages))
+        return with_content(conversation)

@@ -37,6 +37,12 @@ def tool_list(tools: Sequence[Tool]) -> str:
     )
 
 
+def with_content(conversation: Conversation) -> Conversation:
+    """Every message has content, if an empty one: for templates that look into it."""
+    messages = (replace(one, content=one.content or "") for one in conversation.messages)
+    return replace(conversation, messages=tuple(messages))
+
+
 def with_system_text(conversation: Conversation, text: str) -> Conversation:
     """Adds to what the system says, in front of everything else."""
     first, *rest = conversation.messages or (Message(Role.SYSTEM, None),)

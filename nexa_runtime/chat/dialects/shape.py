@@ -94,6 +94,7 @@ class ShapeDialect(Dialect):
         elif is_parallel:
             rest = f"{lark(shape.opening)} call ({lark(shape.separator)} call)* {lark(shape.closing)}"
         if not is_forced:
-            start = free_text(self, shape.trigger, is_parallel=is_parallel)
+            tags = (self.wrapping.opening, self.wrapping.closing) if self.wrapping else ()
+            start = free_text(self, shape.trigger, is_parallel=is_parallel, tags=tags)
         call = (shape.before_name, shape.before_arguments, shape.after_arguments)
         return "\n".join([start, f"rest: {rest}", rules_of_calls(self, tools, *call)])

@@ -27,6 +27,7 @@ from nexa_runtime.chat.dialects.granite import Granite
 from nexa_runtime.chat.dialects.hermes import Hermes
 from nexa_runtime.chat.dialects.llama3 import Llama3
 from nexa_runtime.chat.dialects.mistral import Mistral, MistralArgs
+from nexa_runtime.chat.dialects.shape import ShapeDialect
 from nexa_runtime.chat.messages import Tool
 from nexa_runtime.llama import Model
 from tests.chat.dialects.transcripts import TOOLS, run
@@ -170,9 +171,26 @@ def test_a_free_answer(model: Model, tokenizer: LLTokenizer, form: Form, are_tok
             assert not writer.accepts(wrong, is_forced=False, is_parallel=is_parallel), wrong
         assert writer.accepts(two, is_forced=False, is_parallel=is_parallel) is is_parallel
         assert writer.accepts(one + one, is_forced=False, is_parallel=is_parallel) is is_parallel
+        if isinstance(writer.dialect, ShapeDialect) and (tags := writer.dialect.wrapping):
+            wrapped = f"{tags.opening}Hi{tags.closing}"
+            assert writer.accepts(wrapped, is_forced=False, is_parallel=is_parallel)
         if tags := writer.dialect.reasoning:
             thought = f"{tags.opening}Hm.{tags.closing}{one}"
             assert writer.accepts(thought, is_forced=False, is_parallel=is_parallel)
+
+
+def test_letters_among_tokens(model: Model, tokenizer: LLTokenizer) -> None:
+    writer = Writer(model, tokenizer, Hermes, are_tokens=False)
+    writer.dialect = Hermes({"<think>": 1, "</think>": 1901})
+    one = '<tool_call>\n{"name": "get_time", "arguments": {}}\n</tool_call>'
+    for is_parallel in (False, True):
+        for right in (f"<think>Hm.</think>\n{one}", f"<think></think>Hi {one} so", "<think>Hm.", one, "Hi"):
+            assert writer.accepts(right, is_forced=False, is_parallel=is_parallel), right
+        for wrong in ("<think><tool_call></think>", f"{one[:-30]}<think>"):
+            assert not writer.accepts(wrong, is_forced=False, is_parallel=is_parallel), wrong
+        two = f"{one}<think></think>{one}"
+        assert writer.accepts(two, is_forced=False, is_parallel=is_parallel) is is_parallel
+    assert not writer.accepts(f"{one}<tool_call><think>", is_forced=False, is_parallel=False)
 
 
 def test_llamas_free_answer(model: Model, tokenizer: LLTokenizer, are_tokens: bool) -> None:
@@ -196,6 +214,18 @@ def test_the_generic_free_answer(model: Model, tokenizer: LLTokenizer) -> None:
     assert writer.accepts('{"tool_calls": [{"name": "get_time", "arguments": {}}]}', is_forced=False)
     for wrong in ("Hi", "{}", '{"response": 1}', '{"tool_calls": []}'):
         assert not writer.accepts(wrong, is_forced=False)
+
+
+def test_the_generic_way_with_reasoning(model: Model, tokenizer: LLTokenizer, are_tokens: bool) -> None:
+    writer = Writer(model, tokenizer, Generic, are_tokens)
+    writer.dialect = Generic(writer.dialect.special_texts, "</think>")
+    said = '{"response": "Hi"}'
+    for right in (said, f"<think>Hm </x>.\n</think>\n\n{said}", f"<think></think>{said}"):
+        assert writer.accepts(right, is_forced=False), right
+        assert run(writer.dialect, [writer.dialect.marked(right)], is_constrained=True).content == "Hi"
+    for wrong in ("<think>Hm.", f"Hm.</think>{said}", f"{said}<think></think>"):
+        assert not writer.accepts(wrong, is_forced=False), wrong
+    assert not writer.accepts(f"<think></think>{said}", is_forced=True)
 
 
 @pytest.mark.parametrize("form", FORMS, ids=str)

@@ -4,9 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nexa_runtime.chat.dialects.base import CallDelta, ChatDelta
 from nexa_runtime.chat.dialects.hermes import Hermes
 from nexa_runtime.chat.messages import Conversation, Message, Role
-from tests.chat.dialects.transcripts import LETTERS, Transcript, check, check_mutated
+from tests.chat.dialects.transcripts import LETTERS, TOOLS, Transcript, check, check_mutated
 
 LIMA = ("get_weather", {"city": "Lima"})
 CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Lima"}}\n</tool_call>'
@@ -136,6 +137,27 @@ def test_transcripts(transcript: Transcript) -> None:
 @given(st.integers(0, 2**32))
 def test_whatever_comes(seed: int) -> None:
     check_mutated(Hermes, TRANSCRIPTS, seed, dropped=["<think>"])
+
+
+def test_when_the_parts_of_an_answer_are_handed_on() -> None:
+    for is_constrained in (False, True):
+        parser = Hermes({}).parser(TOOLS, is_constrained=is_constrained)
+        assert parser.feed("Hi, \n") == [ChatDelta("Hi,")]
+        assert parser.feed('there.\n<tool_call>{"name": "get_') == [ChatDelta(" \nthere.")]
+        began = parser.feed('weather", "arguments": {"city"')
+        went_on = parser.feed(': "L')
+        assert parser.feed("") == []
+        ended = parser.feed('ima"}}</')
+        ids = [delta.call.id for delta in began + ended if delta.call]
+        call = ChatDelta(call=CallDelta(0, '{"city": "Lima"}', ids[0], "get_weather"))
+        if is_constrained:
+            assert began == [ChatDelta(call=CallDelta(0, '{"city"', ids[0], "get_weather"))]
+            assert went_on == [ChatDelta(call=CallDelta(0, ': "L'))]
+            assert ended == [ChatDelta(call=CallDelta(0, 'ima"}'))]
+        else:
+            assert (began, went_on, ended) == ([], [], [call])
+        assert parser.finish() == [ChatDelta("</")]
+        assert parser.finish() == []
 
 
 def test_no_template_meets_a_message_without_content() -> None:
