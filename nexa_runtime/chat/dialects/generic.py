@@ -103,11 +103,11 @@ class Generic(Dialect):
             return conversation
         text = _INSTRUCTIONS.format(tools=tool_list(conversation.tools))
         conversation = replace(conversation, tools=())
+        if not _NO_SYSTEM.search(self.template) or conversation.messages[0].role is not Role.USER:
+            return with_system_text(conversation, text)
         first, *rest = conversation.messages
-        if first.role is Role.USER and _NO_SYSTEM.search(self.template):
-            first = replace(first, content=f"{text}\n\n{first.content or ''}")
-            return replace(conversation, messages=(first, *rest))
-        return with_system_text(conversation, text)
+        first = replace(first, content=f"{text}\n\n{first.content or ''}")
+        return replace(conversation, messages=(first, *rest))
 
     def parser(self, tools: Sequence[Tool], *, is_reasoning: bool = False, is_constrained: bool) -> Parser:
         return with_reasoning(
@@ -135,21 +135,23 @@ class Generic(Dialect):
 
 
 def _plain_turns(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """What tools said becomes the user's, in one turn with what the user says next: many templates want the
+    roles to alternate.
+    """
     names = {call.id: call.name for message in messages for call in message.tool_calls}
     turns: list[Message] = []
-    is_result = False
+    was_result = False
     for message in messages:
-        if message.role is Role.TOOL:
+        is_result = message.role is Role.TOOL
+        if is_result:
             name = names.get(message.tool_call_id or "", message.name or "the function")
             message = Message(Role.USER, f"Result of {name}: {message.content or ''}")
-            if is_result:
-                message = replace(message, content=f"{turns.pop().content}\n{message.content}")
-            is_result = True
-        else:
-            is_result = False
-        if message.tool_calls:
+        elif message.tool_calls:
             calls = f'{{"{_CALLS_KEY}": {call_list(message.tool_calls)}}}'
             content = f"{message.content}\n{calls}" if message.content else calls
             message = replace(message, content=content, tool_calls=())
+        if was_result and message.role is Role.USER:
+            message = replace(message, content=f"{turns.pop().content}\n{message.content or ''}")
         turns.append(message)
+        was_result = is_result
     return tuple(turns)

@@ -119,6 +119,12 @@ def test_turns_become_plain() -> None:
     assert '{"response": "WORDS"}' in system.content
 
 
+def test_the_users_next_word_joins_what_tools_said() -> None:
+    messages = (*TURNS[:4], Message(Role.USER, "And?"))
+    *_, last = Generic({}).prepare(Conversation(messages)).messages
+    assert last == Message(Role.USER, "Result of get_time: 14:05\nResult of get_weather: rain\nAnd?")
+
+
 def test_where_the_tools_are_told() -> None:
     hello = Message(Role.USER, "Hi")
     told = Generic({}).prepare(Conversation((Message(Role.SYSTEM, "Be kind."), hello), TOOLS))
