@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nexa_runtime.chat.dialects.base import Dialect, lark_literal
-from nexa_runtime.chat.dialects.typed_text import Schema, alone, types
+from nexa_runtime.chat.dialects.typed_text import Schema, object_of, resolved, types
 
 ANY = "(.|\\n)*"
+_MAX_LEAST = 1000
+"""A text that must be longer is too much for the grammar."""
 _ESCAPE = r"\\[dDwWsSntr.\\/+*?()\[\]{}|^$-]"
 _PLAIN_PATTERN = re.compile(
     rf"(?:{_ESCAPE}|\[\^?(?:{_ESCAPE}|(?!--)[^\]\\\[&~|])+\]|\{{\d+(?:,\d*)?\}}|[^\\^$\[\]{{}}])*"
@@ -131,21 +133,19 @@ def _without(text: str, stops: Sequence[str]) -> str:
 
 def _string_branch(schema: Schema) -> Schema:
     """Where the schema speaks of strings."""
-    for key in ("anyOf", "oneOf"):
-        if isinstance(branches := schema.get(key), list):
-            for one in alone(branches, schema):
-                if "string" in types(one):
-                    return _string_branch({name: one[name] for name in one if name != "$defs"})
+    branches = schema.get("anyOf", schema.get("oneOf"))
+    if isinstance(branches, list):
+        schemas = (resolved(object_of(one), schema) for one in branches)
+        return next((one for one in schemas if "string" in types(one)), schema)
     return schema
 
 
 def _limits(schema: Schema) -> str:
     """A terminal for texts as long as the schema wants, and of its pattern where that is a simple one."""
     least, most = schema.get("minLength"), schema.get("maxLength")
-    text = f"/{ANY}/"
-    if isinstance(least, int) or isinstance(most, int):
-        bounds = f"{least if isinstance(least, int) else 0},{most if isinstance(most, int) else ''}"
-        text = f"/(.|\\n){{{bounds}}}/"
+    least = max(least, 0) if isinstance(least, int) and least <= _MAX_LEAST else 0
+    upper = most if isinstance(most, int) else ""
+    text = f"/(.|\\n){{{least},{upper}}}/" if least or upper != "" else f"/{ANY}/"
     pattern = schema.get("pattern")
     if isinstance(pattern, str) and (regex := _anchored(pattern)) is not None:
         text = f"{text} & /{regex}/"

@@ -14,7 +14,7 @@ from nexa_runtime.chat.dialects.lark_rules import Opened, Rules, free, listed
 from nexa_runtime.chat.dialects.python_values import read_literal
 from nexa_runtime.chat.dialects.reading import Steps
 from nexa_runtime.chat.dialects.reasoning import with_reasoning
-from nexa_runtime.chat.dialects.typed_text import Schema, described, is_open, loads, types
+from nexa_runtime.chat.dialects.typed_text import Schema, described, is_open, loads, resolved, types
 from nexa_runtime.chat.dialects.words import word
 from nexa_runtime.chat.messages import Conversation, Message, Tool, ToolCall
 
@@ -67,7 +67,10 @@ class Pythonic(Dialect):
             argument = f'{rules.terminal("/[A-Za-z_][A-Za-z0-9_]{0,63}/")} "=" {_value(rules, {})}'
             return f'({argument} (", " {argument})*)?'
         items = [
-            (rules.rule(f"{lark_literal(key + '=')} {_value(rules, schema)}"), is_required)
+            (
+                rules.rule(f"{lark_literal(key + '=')} {_value(rules, resolved(schema, tool.parameters))}"),
+                is_required,
+            )
             for key, (schema, is_required) in described(tool.parameters).items()
         ]
         return listed(rules, items, ", ")

@@ -4,16 +4,20 @@ Owns what a schema says about the type of one parameter, and how such a text bec
 else of a schema. The parsers and grammars of the XML-like dialects use it.
 """
 
+import itertools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from nexa_runtime.chat.messages import Json
 
 ALL_TYPES = frozenset({"string", "number", "integer", "boolean", "null", "array", "object"})
 STRING = frozenset({"string"})
 
-_MAX_DEPTH = 16
+_DEFINITIONS = ("$defs", "definitions")
+_MAX_REFERENCES = 16
+_MAX_STEPS = 200
+"""Most schemas to look at, of which one may refer to many that do the same."""
 PYTHON_CONSTANTS = {"True": "true", "False": "false", "None": "null"}
 """Templates write these where they mean JSON, so models do."""
 
@@ -29,9 +33,13 @@ def described(schema: Schema) -> dict[str, tuple[Schema, bool]]:
     wanted = [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
     properties = schema.get("properties")
     found = properties if isinstance(properties, dict) else {}
-    schemas = alone([*found.values()], schema)
-    members = {name: (one, name in wanted) for name, one in zip(found, schemas, strict=True)}
+    members = {name: (object_of(one), name in wanted) for name, one in found.items()}
     return members | {name: ({}, True) for name in wanted if name not in found}
+
+
+def object_of(schema: Json) -> Schema:
+    """``schema``, of which nothing is known if it is no object."""
+    return schema if isinstance(schema, dict) else {}
 
 
 def is_open(schema: Schema) -> bool:
@@ -41,25 +49,27 @@ def is_open(schema: Schema) -> bool:
 
 def resolved(schema: Schema, root: Schema) -> Schema:
     """``schema`` without a reference at its top, and able to stand alone."""
-    for _ in range(_MAX_DEPTH):
+    for _ in range(_MAX_REFERENCES):
         reference = schema.get("$ref")
-        if not isinstance(reference, str) or not reference.startswith("#"):
+        if not isinstance(reference, str):
             break
-        target: Json = dict(root)
-        for part in reference[1:].strip("/").split("/") if len(reference) > 1 else ():
+        target: Json = {**root}
+        for part in reference.removeprefix("#").split("/")[1:]:
             key = part.replace("~1", "/").replace("~0", "~")
             target = target.get(key) if isinstance(target, dict) else None
-        schema = target if isinstance(target, dict) else {}
-    definitions = {key: root[key] for key in ("$defs", "definitions") if key in root}
-    return {**definitions, **schema}
+        schema = {**object_of(target), **{key: one for key, one in schema.items() if key != "$ref"}}
+    return {**{key: root[key] for key in _DEFINITIONS if key in root}, **schema}
 
 
-def types(schema: Schema, depth: int = 0) -> frozenset[str]:
-    """The types that values of this schema may have, as far as it says."""
-    if depth > _MAX_DEPTH:
+def types(schema: Schema) -> frozenset[str]:
+    """The types that values of this schema may have, as far as it says and is simple enough."""
+    return _types(schema, schema, itertools.count())
+
+
+def _types(schema: Schema, root: Schema, steps: Iterator[int]) -> frozenset[str]:
+    if next(steps) > _MAX_STEPS:
         return ALL_TYPES
-    if "$ref" in schema:
-        schema = resolved(schema, schema)
+    schema = resolved(schema, root)
     allowed = _named(schema.get("type"))
     if "const" in schema:
         allowed &= {_type_of(schema["const"])}
@@ -67,16 +77,12 @@ def types(schema: Schema, depth: int = 0) -> frozenset[str]:
         allowed &= {_type_of(value) for value in values}
     for key in ("anyOf", "oneOf"):
         if isinstance(branches := schema.get(key), list):
-            allowed &= frozenset().union(*(types(one, depth + 1) for one in alone(branches, schema)))
+            found = (_types(object_of(one), root, steps) for one in branches[:_MAX_STEPS])
+            allowed &= frozenset().union(*found)
     if isinstance(branches := schema.get("allOf"), list):
-        for one in alone(branches, schema):
-            allowed &= types(one, depth + 1)
+        for one in branches[:_MAX_STEPS]:
+            allowed &= _types(object_of(one), root, steps)
     return allowed
-
-
-def alone(branches: list[Json], schema: Schema) -> list[Schema]:
-    """The branches of a schema, each able to stand alone."""
-    return [resolved(one, schema) if isinstance(one, dict) else {} for one in branches]
 
 
 def json_text(text: str, allowed: frozenset[str]) -> str:

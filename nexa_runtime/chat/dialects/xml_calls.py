@@ -20,6 +20,7 @@ from nexa_runtime.chat.dialects.typed_text import (
     escaped,
     is_open,
     json_text,
+    resolved,
     types,
 )
 from nexa_runtime.chat.dialects.words import plain, until, word
@@ -39,7 +40,8 @@ class XmlCallParser(CallParser):
 
     def _open(self, name: str) -> None:
         super()._open(name)
-        self._types = {key: types(schema) for key, (schema, _) in described(self._schemas[name]).items()}
+        root = self._schemas[name]
+        self._types = {key: types(resolved(one, root)) for key, (one, _) in described(root).items()}
         self._has_any = False
 
     def _key(self, stop: str) -> Steps[str]:
@@ -89,8 +91,9 @@ def xml_parameters(rules: Rules, dialect: Dialect, tool: Tool, tags: XmlTags) ->
         return f"({dialect.lark(tags.before)} {key} {dialect.lark(tags.between)} {value})*"
     words = []
     for key, (schema, is_required) in described(tool.parameters).items():
-        word = f"{dialect.lark(tags.before + key + tags.between)} {_value(rules, dialect, schema, tags)}"
-        words.append(word if is_required else f"({word})?")
+        value = _value(rules, dialect, resolved(schema, tool.parameters), tags)
+        member = f"{dialect.lark(tags.before + key + tags.between)} {value}"
+        words.append(member if is_required else f"({member})?")
     return " ".join(words)
 
 
