@@ -92,7 +92,7 @@ class ConstraintCompiler:
         if outcome is Outcome.TOO_LONG:
             refuse(source, f"it takes longer than {DEADLINE_S:g} seconds to compile")
         if outcome is Outcome.DIED:
-            refuse(source, "it is nested too deeply to compile")
+            refuse(source, "it is too large or nested too deeply to compile")
 
     def _get_tokenizer(self) -> LLTokenizer:
         with self._tokenizer_lock:

@@ -33,8 +33,8 @@ _log = get_logger("serving")
 ResultT = TypeVar("ResultT")
 
 _NUM_PROMPT_THREADS = 4
-_NUM_COMPILE_THREADS = 1
-"""Grammars have threads of their own: one that takes long keeps no prompt waiting."""
+_NUM_COMPILE_THREADS = 4
+"""Grammars have threads of their own, a tenant one at a time: what takes long keeps nobody else waiting."""
 
 
 class Dispatcher:
@@ -54,6 +54,7 @@ class Dispatcher:
         self._is_stopping = False
         self._threads = anyio.CapacityLimiter(_NUM_PROMPT_THREADS)
         self._compile_threads = anyio.CapacityLimiter(_NUM_COMPILE_THREADS)
+        self._compile_turns: dict[str, anyio.Lock] = {}
 
     @property
     def is_ready(self) -> bool:
@@ -171,9 +172,10 @@ class Dispatcher:
         """Run what renders and tokenizes in a worker thread, which has ended when this has."""
         return await run_to_end(function, limiter=self._threads)
 
-    async def compile(self, function: Callable[[], ResultT]) -> ResultT:
-        """As ``prepare``, for what compiles a grammar."""
-        return await run_to_end(function, limiter=self._compile_threads)
+    async def compile(self, tenant: Tenant, function: Callable[[], ResultT]) -> ResultT:
+        """As ``prepare``, for what compiles a grammar of a tenant's."""
+        async with self._compile_turns.setdefault(tenant.id, anyio.Lock()):
+            return await run_to_end(function, limiter=self._compile_threads)
 
     def connect(self, key: int, receiver: Callable[[News], None]) -> None:
         """From now on ``receiver`` gets the news of ``key``, on the event loop."""

@@ -127,7 +127,7 @@ class GenerationService:
     ) -> Constraint | None:
         if source is None:
             return None
-        return await self._dispatcher.compile(lambda: model.constraints.compile(source, tenant.id))
+        return await self._dispatcher.compile(tenant, lambda: model.constraints.compile(source, tenant.id))
 
     async def _start(
         self,
