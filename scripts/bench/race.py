@@ -254,7 +254,7 @@ _ORDERS = {
 
 
 async def _json(race: Race) -> Measures:
-    """Eight clients, 118 words, 64 tokens: JSON of one schema, and free text, in turns of eight requests."""
+    """Eight clients, 20 words, 128 tokens: JSON of one schema, and free text, in turns of eight requests."""
     form = {"type": "json_schema", "json_schema": {"name": "orders", "schema": _ORDERS, "strict": True}}
     seconds = {"json": 0.0, "plain": 0.0}
     seen: dict[str, list[Result]] = {"json": [], "plain": []}
@@ -263,7 +263,7 @@ async def _json(race: Race) -> Measures:
         extra = {"response_format": form} if kind == "json" else {}
         bodies = [
             streamed(
-                {"messages": [{"role": "user", "content": race.own_words(118)}], **extra}, 64, seed=number
+                {"messages": [{"role": "user", "content": race.own_words(20)}], **extra}, 128, seed=number
             )
             for number in range(8)
         ]
@@ -333,7 +333,7 @@ ROWS = [
             Metric("flood_per_s", "the flood's own output tokens/s", 0.9),
         ),
     ),
-    Row("json", _json, _per_s("8 clients, JSON of a schema", 2.0)),
+    Row("json", _json, _per_s("8 clients, JSON of a schema, 20 words, 128 tokens", 2.0)),
     Row("embed", _embed, (Metric("texts_per_s", "64 short texts embedded: texts/s", 1.0),), model="embed"),
     Row("overhead", _overhead, _per_s("64 clients on the demo model", 0.8), model="demo", slots=64),
 ]
