@@ -194,7 +194,9 @@ class Scheduler:
         return StepPlan(tuple(chunks.values()), operations) if chunks or operations else None
 
     def commit(self, plan: StepPlan, result: StepResult) -> list[Advance]:
-        """Take a step's result in: advance, charge, end what has ended. One ``Advance`` per token or end."""
+        """Take a step's result in: advance, charge, end what has ended. An ``Advance`` for each sequence that
+        got tokens or has ended.
+        """
         for block in result.unreadable:
             self._operations += self._host.drop(block)
         if result.is_pool_full:

@@ -71,13 +71,13 @@ async def respond(
 ) -> Response:
     """The whole answer in one body; the generation ends with the client."""
     try:
-        choices = [Choice() for _ in range(generation.num_choices)]
+        parts: list[list[ChoiceDelta]] = [[] for _ in range(generation.num_choices)]
         async with _watch_client(request, lambda: generation.fail(ClientDisconnectedError())):
             async for batch in generation.deltas():
                 for delta in batch:
-                    choices[delta.index].take(delta)
+                    parts[delta.index].append(delta)
         timings = generation.timings() if extras.timings else None
-        best = generation.best(choices)
+        best = generation.best([Choice.of(one) for one in parts])
         return json_response(writer.response(best, generation.usage, timings), headers=headers)
     finally:
         generation.close()

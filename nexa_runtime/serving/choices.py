@@ -3,6 +3,7 @@
 Owns these values; ``generation`` makes them, ``server`` and ``cli`` write them. No wire format.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from nexa_runtime.chat.dialects.base import CallDelta
@@ -29,7 +30,7 @@ class ChoiceDelta:
 
 @dataclass(slots=True)
 class Choice:
-    """All of one choice so far."""
+    """All of one choice."""
 
     text: str = ""
     reasoning: str = ""
@@ -42,19 +43,26 @@ class Choice:
         """Of the tokens whose log-probabilities were asked for."""
         return sum(one.logprob for one in self.logprobs) / max(len(self.logprobs), 1)
 
-    def take(self, delta: ChoiceDelta) -> None:
-        """Append what came."""
-        self.text += delta.text
-        self.reasoning += delta.reasoning
-        self.logprobs += delta.logprobs
-        if (call := delta.call) is not None:
-            if call.id is not None:
-                self.calls.append(ToolCall(call.id, call.name or "", call.arguments))
-            else:
-                last = self.calls[call.index]
-                self.calls[call.index] = ToolCall(last.id, last.name, last.arguments + call.arguments)
-        if delta.finish_reason is not None:
-            self.finish_reason = delta.finish_reason
+    @classmethod
+    def of(cls, deltas: Iterable[ChoiceDelta]) -> "Choice":
+        """The choice that came in these parts."""
+        whole = cls()
+        texts: list[str] = []
+        reasoning: list[str] = []
+        calls: list[tuple[CallDelta, list[str]]] = []
+        for delta in deltas:
+            texts.append(delta.text)
+            reasoning.append(delta.reasoning)
+            whole.logprobs += delta.logprobs
+            if (call := delta.call) is not None:
+                if call.id is not None:
+                    calls.append((call, []))
+                calls[call.index][1].append(call.arguments)
+            if delta.finish_reason is not None:
+                whole.finish_reason = delta.finish_reason
+        whole.text, whole.reasoning = "".join(texts), "".join(reasoning)
+        whole.calls = [ToolCall(call.id or "", call.name or "", "".join(parts)) for call, parts in calls]
+        return whole
 
 
 @dataclass(frozen=True, slots=True)

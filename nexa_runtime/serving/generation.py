@@ -112,6 +112,8 @@ class Generation:
         self._is_closed = False
         self._timer: asyncio.TimerHandle | None = None
         self._opened_at = time.monotonic()
+        self._has_begun = False
+        """Whether the engine has said anything of an answer."""
         self._first_text_s: float | None = None
         self._queue_s: float | None = None
 
@@ -119,7 +121,7 @@ class Generation:
         """Wait for the first news, at most ``timeout_s`` seconds. Raises what ended the request before."""
         with anyio.move_on_after(timeout_s):
             await self._inbox.news.wait()
-        if self._inbox.error is not None and not self._inbox.deltas:
+        if self._inbox.error is not None and not self._has_begun:
             raise self._inbox.error
 
     async def deltas(self) -> AsyncIterator[list[ChoiceDelta]]:
@@ -254,8 +256,23 @@ class Generation:
             self._inbox.error = delta.error
             self._abort()
         else:
-            self._inbox.deltas += _read(index, one.parser, delta)
+            self._read(index, one.parser, delta)
         self._inbox.news.set()
+
+    def _read(self, index: int, parser: Parser | None, delta: Delta) -> None:
+        """Put what a sequence's news say of its choice where the reader finds it.
+
+        A parser that fails, which none should, ends this request and nobody else's.
+        """
+        try:
+            deltas = list(_parts(index, parser, delta))
+        except Exception:  # noqa: BLE001 - what comes behind it is other requests' news
+            _log.exception("parser_failed", model=self.model_name)
+            self._inbox.error = NexaError("The answer could not be read.")
+            self._abort()
+            return
+        self._has_begun = self._has_begun or bool(deltas)
+        self._inbox.deltas += deltas
 
     def _ending(self) -> str:
         """For the log: complete, the code of what ended it, or that nobody waited for its end."""
@@ -269,7 +286,7 @@ class Generation:
                 self.model.engine.abort(key)
 
 
-def _read(index: int, parser: Parser | None, delta: Delta) -> Iterator[ChoiceDelta]:
+def _parts(index: int, parser: Parser | None, delta: Delta) -> Iterator[ChoiceDelta]:
     """What a sequence's news say of its choice."""
     reason, logprobs = delta.finish_reason, delta.logprobs
     if parser is None:
@@ -280,6 +297,7 @@ def _read(index: int, parser: Parser | None, delta: Delta) -> Iterator[ChoiceDel
     if reason is not None:
         parts += parser.finish()
     for part in parts:
-        yield ChoiceDelta(index, part.content, part.reasoning, part.call)
+        yield ChoiceDelta(index, part.content, part.reasoning, part.call, logprobs=logprobs)
+        logprobs = ()
     if logprobs or reason is not None:
         yield ChoiceDelta(index, finish_reason=reason, logprobs=logprobs)

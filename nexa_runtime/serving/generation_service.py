@@ -14,7 +14,6 @@ from nexa_runtime.chat.constraint import Constraint
 from nexa_runtime.chat.grammar import GrammarSource
 from nexa_runtime.chat.messages import Conversation
 from nexa_runtime.engine.generation_lane import GenerationRequest
-from nexa_runtime.errors import NexaError
 from nexa_runtime.llama import SamplingParams, prepare_dry
 from nexa_runtime.serving.answering import Answering, answer_chat, grammar_of, render_chat
 from nexa_runtime.serving.dispatcher import Dispatcher
@@ -148,30 +147,30 @@ class GenerationService:
             ticket.reserve(
                 sum(len(one[0].prompt) + sum(each.max_new_tokens for each in one) for one in groups)
             )
+            shortest = min(request.max_new_tokens for group in groups for request in group)
+            asked = options.max_tokens
+            generation = Generation(
+                self._dispatcher,
+                lease=lease,
+                ticket=ticket,
+                prompts=[
+                    PromptChoices(
+                        len(one.prompt),
+                        tuple(None if one.make_parser is None else one.make_parser() for _ in group),
+                        one.echo,
+                    )
+                    for one, group in zip(answerings, groups, strict=True)
+                ],
+                num_kept=options.num_choices,
+                shows_logprobs=options.sampling.get("num_logprobs") is not None,
+                clamped_max_tokens=shortest if asked is not None and shortest < asked else None,
+            )
         except BaseException:
             lease.release()
             raise
-        shortest = min(request.max_new_tokens for group in groups for request in group)
-        asked = options.max_tokens
-        generation = Generation(
-            self._dispatcher,
-            lease=lease,
-            ticket=ticket,
-            prompts=[
-                PromptChoices(
-                    len(group[0].prompt),
-                    tuple(None if one.make_parser is None else one.make_parser() for _ in group),
-                    one.echo,
-                )
-                for one, group in zip(answerings, groups, strict=True)
-            ],
-            num_kept=options.num_choices,
-            shows_logprobs=options.sampling.get("num_logprobs") is not None,
-            clamped_max_tokens=shortest if asked is not None and shortest < asked else None,
-        )
         try:
             generation.start([request for group in groups for request in group])
-        except NexaError:
+        except BaseException:
             generation.close()
             raise
         return generation
@@ -203,7 +202,7 @@ class GenerationService:
                 cache_namespace=namespace_of(tenant, model),
                 mask=None if one.start_mask is None else one.start_mask(max_new_tokens),
                 stops=() if one.ignores_stops else options.stops,
-                stop_tokens=frozenset(options.stop_token_ids),
+                stop_tokens=frozenset(() if one.ignores_stops else options.stop_token_ids),
                 markers=one.markers,
                 ignore_eos=options.ignore_eos,
                 queue_timeout_s=limits.queue_timeout_s,

@@ -221,12 +221,12 @@ def _try(paths: Sequence[Path], adapters: Sequence[tuple[str, float]]) -> str:
         text = "Hello"
         if not model.is_encoder:
             template = ChatTemplate(model.chat_template or CHATML, control_texts=vocab.control_texts)
-            text = _rendered(template)
-            if len(text) > _MAX_PROMPT_LENGTH:
-                return f"its chat template makes {len(text)} characters of one word"
+            texts = [text := _rendered(template)]
             if model.tool_template is not None:
                 tool_template = ChatTemplate(model.tool_template, control_texts=vocab.control_texts)
-                _rendered(tool_template, Tool("get_time", "Tell the time"))
+                texts.append(_rendered(tool_template, Tool("get_time", "Tell the time")))
+            if (length := max(map(len, texts))) > _MAX_PROMPT_LENGTH:
+                return f"its chat template makes {length} characters of one word"
         tokens = vocab.tokenize(text, parse_special=True, add_special=True)[:32]
         if model.is_encoder:
             EmbeddingContext(model, max_tokens=64, num_threads=1).embed([tokens])

@@ -56,12 +56,13 @@ Measures = dict[str, float]
 
 @dataclass(frozen=True)
 class Metric:
-    """A number of a row. ``target``: for our value divided by theirs."""
+    """A number of a row. ``target``: for our value divided by theirs, or for ours alone, if ``is_own``."""
 
     key: str
     title: str
     target: float
     is_higher_better: bool = True
+    is_own: bool = False
 
     def is_met(self, ratio: float) -> bool:
         """Whether a ratio is as good as the target."""
@@ -333,7 +334,14 @@ ROWS = [
             Metric("flood_per_s", "the flood's own output tokens/s", 0.9),
         ),
     ),
-    Row("json", _json, _per_s("8 clients, JSON of a schema, 20 words, 128 tokens", 2.0)),
+    Row(
+        "json",
+        _json,
+        (
+            *_per_s("8 clients, JSON of a schema, 20 words, 128 tokens", 2.0),
+            Metric("json_to_plain", "the same: JSON beside free text, ours alone", 0.95, is_own=True),
+        ),
+    ),
     Row("embed", _embed, (Metric("texts_per_s", "64 short texts embedded: texts/s", 1.0),), model="embed"),
     Row("overhead", _overhead, _per_s("64 clients on the demo model", 0.8), model="demo", slots=64),
 ]
@@ -440,7 +448,7 @@ def table(results: list[dict[str, Any]]) -> str:
             continue
         for metric in row.metrics:
             ours, theirs = ([pair[side][metric.key] for pair in pairs] for side in (0, 1))
-            ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+            ratios = ours if metric.is_own else [a / b for a, b in zip(ours, theirs, strict=True)]
             ratio = statistics.median(ratios)
             verdict = "met" if metric.is_met(ratio) else "**not met**"
             if metric.target == 1.0 and not metric.is_met(ratio) and 0.95 <= ratio <= 1.05:

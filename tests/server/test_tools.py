@@ -9,8 +9,9 @@ import jsonschema
 import openai
 import pytest
 
+from nexa_runtime.chat.dialects.base import ChatDelta, Parser
 from tests.server.test_api import error_of
-from tests.support import LiveServer
+from tests.support import LiveServer, wait_until
 
 GET_WEATHER: dict[str, Any] = {
     "type": "function",
@@ -201,6 +202,43 @@ def test_a_stop_text_does_not_cut_a_forced_call(server: LiveServer) -> None:
     body = server.chat("Anything.", tools=[BOOK], tool_choice="required", stop=["name", '"', "\n"]).json()
     (call, *_) = body["choices"][0]["message"]["tool_calls"]
     jsonschema.validate(json.loads(call["function"]["arguments"]), closed(BOOK["function"]["parameters"]))
+
+
+def test_a_stop_token_does_not_cut_a_forced_call(server: LiveServer) -> None:
+    vocab = server.loaded.model.vocab
+    stops = [token for token, piece in enumerate(vocab.pieces) if b'"' in piece][:64]
+    body = server.chat("Anything.", tools=[BOOK], tool_choice="required", stop_token_ids=stops).json()
+    (call, *_) = body["choices"][0]["message"]["tool_calls"]
+    jsonschema.validate(json.loads(call["function"]["arguments"]), closed(BOOK["function"]["parameters"]))
+
+
+class BrokenParser(Parser):
+    """What no parser should be."""
+
+    def feed(self, text: str) -> list[ChatDelta]:
+        raise RuntimeError("made up")
+
+    def finish(self) -> list[ChatDelta]:
+        return []
+
+
+def test_a_parser_that_fails_ends_its_own_request_and_no_other(
+    make_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = make_server()
+    whole = type(server.loaded.dialect).parser
+
+    def parser(self: Any, tools: Any, **options: Any) -> Parser:
+        return BrokenParser() if tools else whole(self, tools, **options)
+
+    monkeypatch.setattr(type(server.loaded.dialect), "parser", parser)
+    with ThreadPoolExecutor(8) as pool:
+        broken = pool.map(lambda _: server.chat(QUESTION["content"], tools=[GET_WEATHER]), range(4))
+        sound = pool.map(lambda _: server.chat("What is the capital of France?", temperature=0), range(4))
+        assert {one.status_code for one in broken} == {500}
+        answers = {one.json()["choices"][0]["message"]["content"] for one in sound}
+    assert answers == {"The capital of France is Paris."}
+    assert wait_until(server.is_idle)
 
 
 def function(**fields: Any) -> dict[str, Any]:

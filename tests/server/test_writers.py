@@ -162,16 +162,15 @@ def test_openais_client_puts_a_stream_together() -> None:
         ChoiceDelta(0, call=CallDelta(1, "{}", "c2", "g")),
         ChoiceDelta(0, finish_reason=STOP),
     ]
-    writer, state, choice = chat_writer(), ChatCompletionStreamState(), Choice()
+    writer, state = chat_writer(), ChatCompletionStreamState()
     chunks = [writer.first_chunk(0)]
     for one in news:
         chunks += writer.chunks(one)
-        choice.take(one)
     chunks.append(writer.last_chunk(USAGE, TIMINGS, wants_usage=True))
     for chunk in chunks:
         state.handle_chunk(ChatCompletionChunk.model_validate_json(orjson.dumps(chunk)))
     folded = state.get_final_completion()
-    read = ChatCompletion.model_validate_json(orjson.dumps(writer.response([choice], USAGE, None)))
+    read = ChatCompletion.model_validate_json(orjson.dumps(writer.response([Choice.of(news)], USAGE, None)))
     message = folded.choices[0].message
     assert (message.content, folded.choices[0].finish_reason) == ("It is.", "tool_calls")
     assert [(call.id, call.function.name, call.function.arguments) for call in message.tool_calls or ()] == [
