@@ -1,8 +1,10 @@
 """From what a client asks for to a grammar in llguidance's own form.
 
 Owns how each kind of source is written down, the sizes that a source may have, and the conversion from GBNF.
-It compiles nothing: ``constraint`` does, and calls this. Every error is an ``InvalidRequestError`` that names
-the source's field.
+It compiles nothing, and never reads Lark, which is llguidance's to read: what a user's own grammar does to a
+process, its trial shows. ``constraint`` compiles, and calls this. Every error is an ``InvalidRequestError``
+that names the source's field. ``server/protocol`` bounds the bytes and the number of choices of what comes
+from outside; here are the bounds of what costs more than its bytes.
 
 JSON is written with fixed spaces, ``{"a": 1, "b": [2, 3]}``: with free ones, a model at a high temperature
 would spend its tokens on blanks.
@@ -29,11 +31,9 @@ from nexa_runtime.chat.schema import (
 from nexa_runtime.errors import InvalidRequestError
 
 MAX_REGEX_CHARS = 16 * 1024
-MAX_CHOICE_CHARS = 128 * 1024
-MAX_CHOICES = 10_000
 MAX_GRAMMAR_CHARS = 64 * 1024
 MAX_DIALECT_CHARS = 512 * 1024
-"""The schemas of many tools, each within its own bounds."""
+"""Of the grammar: the schemas of many tools, each within its own bounds."""
 MAX_GBNF_RULES = 256
 """The converter goes through all rules once per rule."""
 MAX_PLAIN_REGEX_CHARS = 1024
@@ -58,7 +58,9 @@ _NOUNS = {
 
 @dataclass(frozen=True, slots=True)
 class GrammarText:
-    """``text``: for ``LLMatcher``. ``is_plain``: it cannot take long to compile."""
+    """``text``: for ``LLMatcher``. ``is_plain``: it is of a kind that compiles fast, as far as measured; all
+    else needs a trial.
+    """
 
     text: str
     is_plain: bool
@@ -73,7 +75,7 @@ def to_text(source: GrammarSource) -> GrammarText:
         case GrammarKind.JSON_OBJECT:
             return _from_schema({"type": "object"}, source)
         case GrammarKind.REGEX:
-            _check_length(source, MAX_REGEX_CHARS)
+            _check_length(source, source.text, MAX_REGEX_CHARS)
             if num_repetitions(source.text) > MAX_REPETITIONS:
                 refuse(source, f"it repeats something more than {MAX_REPETITIONS} times")
             # As in JSON schemas, \d is a digit of ASCII.
@@ -82,14 +84,11 @@ def to_text(source: GrammarSource) -> GrammarText:
         case GrammarKind.CHOICE:
             return _from_choice(source)
         case GrammarKind.GRAMMAR:
-            _check_length(source, MAX_GRAMMAR_CHARS)
+            _check_length(source, source.text, MAX_GRAMMAR_CHARS)
             lark = _from_gbnf(source) if "::=" in source.text else source.text
-            _check_inner_schemas(lark, source.param)
             return GrammarText(LLMatcher.grammar_from_lark(lark), is_plain=False)
         case GrammarKind.DIALECT:
-            _check_length(source, MAX_DIALECT_CHARS)
-            all_plain = _check_inner_schemas(source.text, source.param)
-            return GrammarText(LLMatcher.grammar_from_lark(source.text), is_plain=all_plain)
+            return _from_dialect(source)
         case _:
             assert_never(source.kind)
 
@@ -104,7 +103,7 @@ def _from_schema(schema: Json, source: GrammarSource) -> GrammarText:
         refuse(source, "nothing fits it")
     document = dict(schema) if isinstance(schema, dict) else {}
     if source.is_strict:
-        document = closed(document)
+        document = closed(document, source.param)
     options = document.pop("x-guidance", None)
     given = options if isinstance(options, dict) else {}
     chosen: dict[str, Json] = {key: True for key in _OPTIONS if given.get(key) is True}
@@ -113,7 +112,6 @@ def _from_schema(schema: Json, source: GrammarSource) -> GrammarText:
 
 
 def _from_choice(source: GrammarSource) -> GrammarText:
-    _check_length(source, MAX_CHOICE_CHARS)
     try:
         choices: object = json.loads(source.text)
     except (ValueError, RecursionError):
@@ -123,8 +121,6 @@ def _from_choice(source: GrammarSource) -> GrammarText:
     if not any(choices):
         refuse(source, "it has no text to choose")
     _check_text(source, "".join(choices))
-    if len(choices) > MAX_CHOICES:
-        refuse(source, f"it has more than {MAX_CHOICES} texts")
     # One terminal: as a rule, every choice would be an item of the parser's row.
     alternatives = " | ".join(lark_literal(one) for one in dict.fromkeys(choices))
     return GrammarText(LLMatcher.grammar_from_lark(f"start: CHOICE\nCHOICE: {alternatives}"), is_plain=True)
@@ -143,22 +139,15 @@ def _from_gbnf(source: GrammarSource) -> str:
         ) from None
 
 
-def _check_inner_schemas(lark: str, param: str) -> bool:
-    """Check the schema after each ``%json``. Whether all are plain; what is no JSON is left to llguidance."""
-    decoder = json.JSONDecoder()
-    all_plain = True
-    for part in lark.split("%json")[1:]:
-        try:
-            schema: Json = decoder.raw_decode(part.lstrip())[0]
-        except RecursionError:
-            raise InvalidRequestError(
-                "The JSON schema cannot be used: it is nested too deeply.", param=param
-            ) from None
-        except ValueError:
-            continue
-        check_schema(schema, param)
-        all_plain = all_plain and is_plain(schema)
-    return all_plain
+def _from_dialect(source: GrammarSource) -> GrammarText:
+    schemas: list[Json] = [dict(schema) for schema in source.schemas]
+    for schema in schemas:
+        check_schema(schema, source.param)
+    lark = source.text if source.build is None else source.build()
+    _check_text(source, lark)
+    _check_length(source, lark, MAX_DIALECT_CHARS)
+    all_plain = source.build is not None and is_plain(*schemas)
+    return GrammarText(LLMatcher.grammar_from_lark(lark), all_plain)
 
 
 def one_line(reason: str, max_chars: int = 300) -> str:
@@ -177,6 +166,6 @@ def _check_text(source: GrammarSource, text: str) -> None:
         refuse(source, "it has characters that are not Unicode")
 
 
-def _check_length(source: GrammarSource, max_chars: int) -> None:
-    if len(source.text) > max_chars:
+def _check_length(source: GrammarSource, text: str, max_chars: int) -> None:
+    if len(text) > max_chars:
         refuse(source, f"it is longer than {max_chars} characters")

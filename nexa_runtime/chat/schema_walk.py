@@ -5,7 +5,7 @@ and calls this. Nothing here recurses.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NoReturn
 from urllib.parse import unquote
 
@@ -69,18 +69,22 @@ def nodes(root: Json, param: str) -> Iterator[dict[str, Json]]:
             anchors.add(anchor)
         reference = node.get("$ref")
         if isinstance(reference, str):
-            if not reference.startswith("#"):
-                refuse_schema(f"its $ref {_shown(reference)} leads out of it", param)
             references.append(reference)
         waiting.extend(node[key] for key in ONE if key in node)
         waiting.extend(one for key in LISTS for one in as_list(node, key))
         waiting.extend(one for key in MAPS for one in as_map(node, key).values())
 
 
-def resolve(root: Json, reference: str, param: str = "") -> Json:
-    """What a ``$ref`` names. Source: RFC 6901. An anchor is left to the compiler."""
+def resolve(root: Mapping[str, Json] | Json, reference: str, param: str = "") -> Json:
+    """What a ``$ref`` names, an object or a boolean. Source: RFC 6901, in its form for URIs.
+
+    Raises ``InvalidRequestError`` if it names nothing, which a checked schema has not. True for an anchor,
+    without ``param``: an anchor is left to the compiler.
+    """
+    if not reference.startswith("#"):
+        refuse_schema(f"its $ref {_shown(reference)} leads out of it", param)
     pointer = unquote(reference[1:])
-    node = root
+    node: Json = dict(root) if isinstance(root, Mapping) and not isinstance(root, dict) else root
     if pointer and not pointer.startswith("/"):
         if param:
             refuse_schema(f"its $ref {_shown(reference)} names nothing in it", param)

@@ -38,7 +38,11 @@ class Outcome(Enum):
 
 
 def limits() -> LLParserLimits:
-    """The bounds of every grammar; the states of a lexer take about 2 kB each."""
+    """The bounds of every grammar.
+
+    The states of a lexer take 0.3 to 1 kB each. With 152,000 tokens, a text that has a large ``maxLength``
+    needs six for each of its characters: 50,000 are enough for 7,800 characters, 10,000 for 1,500.
+    """
     return LLParserLimits(
         initial_lexer_fuel=500_000,
         step_lexer_fuel=200_000,

@@ -3,18 +3,30 @@
 import json
 import random
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
 
-from nexa_runtime.chat.constraint import MAX_FORCED, ConstraintCompiler
+from nexa_runtime.chat.constraint import (
+    MAX_FORCED,
+    MAX_STEP_S,
+    REFUSAL_S,
+    SLOW_STEPS,
+    Constraint,
+    ConstraintCompiler,
+    GrammarMask,
+)
 from nexa_runtime.chat.grammar import GrammarKind, GrammarSource
+from nexa_runtime.chat.trial import Outcome
 from nexa_runtime.errors import DecodeError, InvalidRequestError
 from nexa_runtime.llama import Model, TokenMask
 from nexa_runtime.llama.vocab import Tokens, Vocab
 from tests.chat.walks import allowed_tokens, feed, record, text_of, walk
+
+ResultT = TypeVar("ResultT")
 
 
 @pytest.fixture(scope="module")
@@ -197,11 +209,203 @@ def test_a_constraint_is_known_by_all_that_matters(compiler: ConstraintCompiler)
     assert compiler.compile(other_param, "same") is compiled[3]
 
 
-def test_errors_are_not_kept(compiler: ConstraintCompiler) -> None:
-    for param in ("one", "two"):
+def test_what_is_cached_costs_no_work(model: Model) -> None:
+    compiler = ConstraintCompiler(model.vocab)
+    built: list[int] = []
+
+    def build() -> str:
+        built.append(1)
+        return 'start: "a"'
+
+    one = GrammarSource(GrammarKind.DIALECT, "tools", "tools", build=build)
+    assert compiler.cached(one, "tenant") is None
+    assert built == []
+    constraint = compiler.compile(one, "tenant")
+    assert compiler.cached(one, "tenant") is constraint
+    assert compiler.cached(one, "other") is None
+    assert built == [1]
+    constraint.is_spent = True
+    assert compiler.cached(one, "tenant") is None
+
+
+class Trials:
+    """What stands in for trials, and counts them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, outcome: Outcome) -> None:
+        self.num_held = 0
+        self._outcome = outcome
+        monkeypatch.setattr("nexa_runtime.chat.constraint.try_grammar", self)
+
+    def __call__(self, text: str) -> Outcome:
+        self.num_held += 1
+        return self._outcome
+
+
+def test_a_refusal_is_kept_for_a_while(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    compiler = ConstraintCompiler(model.vocab, clock=lambda: now)
+    trials = Trials(monkeypatch, Outcome.TOO_LONG)
+    text = 'start: "a"'
+
+    def refusal(param: str, tenant_id: str = "tenant") -> str:
         with pytest.raises(InvalidRequestError) as caught:
-            compiler.compile(GrammarSource(GrammarKind.REGEX, "(", param), "tenant")
+            compiler.compile(GrammarSource(GrammarKind.GRAMMAR, text, param), tenant_id)
         assert caught.value.param == param
+        return str(caught.value)
+
+    first = refusal("one")
+    assert "longer than 3 seconds" in first
+    assert refusal("two") == first
+    assert trials.num_held == 1
+    assert compiler.cached(source(GrammarKind.GRAMMAR, text), "tenant") is None
+    refusal("one", "other")
+    assert trials.num_held == 2
+    now = REFUSAL_S - 1
+    refusal("one")
+    assert trials.num_held == 2
+    now = REFUSAL_S
+    refusal("one")
+    assert trials.num_held == 3
+
+
+def test_whether_a_schema_can_be_followed_is_asked_once(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler = ConstraintCompiler(model.vocab)
+    trials = Trials(monkeypatch, Outcome.PASSED)
+    mixed: dict[str, Any] = {"type": "object", "allOf": [record(a={}), {"description": "not plain"}]}
+    for _ in range(2):
+        assert compiler.supports(mixed, "tenant")
+        assert compiler.supports(record(a={"type": "integer"}), "tenant")
+        assert not compiler.supports({"type": "object", "propertyNames": {"pattern": "a"}}, "tenant")
+        assert not compiler.supports({**mixed, "minContains": 1, "contains": {}}, "tenant")
+        assert not compiler.supports({"$ref": "http://a"}, "tenant")
+        assert not compiler.supports({"const": float("nan")}, "tenant")
+        assert not compiler.supports({"const": "\ud800"}, "tenant")
+    assert trials.num_held == 2
+    deep = json.loads('{"items":' * 900 + "{}" + "}" * 900)
+    assert not compiler.supports(deep, "tenant")
+    assert compiler.cached(of_schema(mixed), "tenant") is None
+
+
+def test_what_is_compiled_is_supported_and_what_is_refused_is_not(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler = ConstraintCompiler(model.vocab)
+    trials = Trials(monkeypatch, Outcome.DIED)
+    mixed: dict[str, Any] = {"type": "object", "allOf": [record(a={}), {"description": "not plain"}]}
+    with pytest.raises(InvalidRequestError, match="too large"):
+        compiler.compile(of_schema(mixed), "tenant")
+    assert not compiler.supports(mixed, "tenant")
+    assert trials.num_held == 1
+    plain = record(a={})
+    compiler.compile(of_schema(plain), "tenant")
+    monkeypatch.setattr("nexa_runtime.chat.constraint.LLMatcher", None)
+    assert compiler.supports(plain, "tenant")
+
+
+class PanicException(BaseException):
+    """As llguidance's panics look from here."""
+
+
+class Matcher:
+    """What a mask needs of a matcher; every call takes ``slow_s`` of the clock, or is a panic."""
+
+    def __init__(self, slow_s: float = 0.0, error: BaseException | None = None) -> None:
+        self.now = 0.0
+        self.slow_s = slow_s
+        self.error = error
+
+    def clock(self) -> float:
+        return self.now
+
+    def is_error(self) -> bool:
+        return False
+
+    def is_stopped(self) -> bool:
+        return False
+
+    def validate_tokens(self, tokens: list[int]) -> int:
+        return self._work(len(tokens))
+
+    def consume_tokens(self, tokens: list[int]) -> bool:
+        return self._work(True)
+
+    def compute_ff_tokens(self) -> list[int]:
+        return []
+
+    def compute_bitmask(self) -> bytes:
+        return self._work(b"\xff" * 100_000)
+
+    def deep_copy(self) -> "Matcher":
+        return self._work(self)
+
+    def _work(self, result: ResultT) -> ResultT:
+        self.now += self.slow_s
+        if self.error is not None:
+            raise self.error
+        return result
+
+
+def mask_of(matcher: Matcher, vocab: Vocab) -> tuple[GrammarMask, Constraint]:
+    one: Any = matcher
+    constraint = Constraint(one, vocab)
+    return GrammarMask(one, vocab, constraint, matcher.clock), constraint
+
+
+def test_a_form_that_takes_too_long_ends_its_own_sequence(model: Model) -> None:
+    row = np.zeros(model.vocab.size, dtype=np.float32)
+    matcher = Matcher(slow_s=MAX_STEP_S / 2)
+    mask, constraint = mask_of(matcher, model.vocab)
+
+    def step() -> None:
+        mask.allows(5)
+        mask.apply(row)
+        mask.accept(5)
+
+    for _ in range(SLOW_STEPS - 1):
+        step()
+    with pytest.raises(DecodeError, match="takes too long to follow"):
+        step()
+    assert not constraint.is_spent
+
+
+def test_a_form_may_be_slow_at_times(model: Model) -> None:
+    matcher = Matcher()
+    mask, _ = mask_of(matcher, model.vocab)
+    for number in range(10 * SLOW_STEPS):
+        matcher.slow_s = 0.9 * SLOW_STEPS * MAX_STEP_S if number % SLOW_STEPS == 0 else 0.0
+        mask.accept(5)
+
+
+def test_a_panic_ends_the_sequence_and_the_constraint(model: Model) -> None:
+    row = np.zeros(model.vocab.size, dtype=np.float32)
+    calls: list[Callable[[GrammarMask], object]] = [
+        lambda mask: mask.allows(5),
+        lambda mask: mask.apply(row),
+        lambda mask: mask.accept(5),
+    ]
+    for call in calls:
+        mask, constraint = mask_of(Matcher(error=PanicException("index out of bounds")), model.vocab)
+        with pytest.raises(DecodeError, match="too complex"):
+            call(mask)
+        assert constraint.is_spent
+        with pytest.raises(DecodeError):
+            constraint.start()
+        mask, _ = mask_of(Matcher(error=KeyboardInterrupt()), model.vocab)
+        with pytest.raises(KeyboardInterrupt):
+            call(mask)
+
+
+def test_a_panic_while_compiling_refuses_the_source(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler = ConstraintCompiler(model.vocab)
+
+    def panic(*arguments: object, **options: object) -> None:
+        raise PanicException("index out of bounds")
+
+    monkeypatch.setattr("nexa_runtime.chat.constraint.LLMatcher", panic)
+    with pytest.raises(InvalidRequestError, match="expression cannot be used: it is too complex"):
+        compiler.compile(source(GrammarKind.REGEX, "a"), "tenant")
 
 
 def test_many_threads_may_compile_at_once(model: Model) -> None:

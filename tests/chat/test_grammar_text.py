@@ -9,6 +9,7 @@ import pytest
 from nexa_runtime.chat.constraint import ConstraintCompiler
 from nexa_runtime.chat.dialects.base import lark_json
 from nexa_runtime.chat.grammar import GrammarKind, GrammarSource
+from nexa_runtime.chat.grammar_text import to_text
 from nexa_runtime.errors import InvalidRequestError
 from nexa_runtime.llama import Model, TokenMask
 from tests.chat.walks import allowed_tokens, feed, record, text_of, walk
@@ -27,6 +28,13 @@ def source(kind: GrammarKind, text: str, *, is_strict: bool = False) -> GrammarS
 
 def of_schema(schema: Any, *, is_strict: bool = False) -> GrammarSource:
     return source(GrammarKind.JSON_SCHEMA, json.dumps(schema), is_strict=is_strict)
+
+
+def of_tool(schema: Any) -> GrammarSource:
+    """As ``serving`` makes it for a tool with these parameters."""
+    lark = f"start: {lark_json(schema)}"
+    text = json.dumps(schema)
+    return GrammarSource(GrammarKind.DIALECT, text, "form", build=lambda: lark, schemas=(schema,))
 
 
 def start(compiler: ConstraintCompiler, one: GrammarSource) -> TokenMask:
@@ -119,6 +127,41 @@ def test_a_dialects_grammar_with_schemas_in_it(compiler: ConstraintCompiler, mod
     assert re.fullmatch(r'<call>\{"[ab]": \d\}</call>', text)
 
 
+def test_a_dialects_grammar_is_built_when_it_is_compiled(compiler: ConstraintCompiler, model: Model) -> None:
+    built: list[str] = []
+
+    def build() -> str:
+        built.append("once")
+        return 'start: "<call>"'
+
+    one = GrammarSource(GrammarKind.DIALECT, "what it is made from", "form", build=build)
+    other = GrammarSource(GrammarKind.DIALECT, "what it is made from", "form", build=lambda: "not built")
+    assert one == other
+    assert hash(one) == hash(other)
+    assert built == []
+    assert walk(start(compiler, one), model.vocab, 1) == "<call>"
+    assert walk(start(compiler, other), model.vocab, 1) == "<call>"
+    assert built == ["once"]
+
+
+def test_only_what_is_known_of_a_grammar_spares_it_a_trial() -> None:
+    assert to_text(of_tool(record(a=DIGIT))).is_plain
+    assert not to_text(of_tool({"type": "object", "allOf": [record(a=DIGIT), {"minProperties": 1}]})).is_plain
+    assert not to_text(of_tool(hidden_chain(600))).is_plain
+    assert not to_text(source(GrammarKind.DIALECT, f"start: {lark_json(record(a=DIGIT))}")).is_plain
+    assert not to_text(source(GrammarKind.GRAMMAR, 'start: "a"')).is_plain
+
+
+@pytest.mark.parametrize("text", ["%json true", "%json 5", 'start: "%json', "%json {"])
+def test_what_a_description_says_is_no_grammar(compiler: ConstraintCompiler, model: Model, text: str) -> None:
+    schema = {"description": text, **record(a=DIGIT)}
+    one = of_tool(schema)
+    assert to_text(one).is_plain
+    assert re.fullmatch(r'\{"a": \d\}', walk(start(compiler, one), model.vocab, 1))
+    lark = source(GrammarKind.GRAMMAR, f"start: {lark_json(schema)}")
+    assert re.fullmatch(r'\{"a": \d\}', walk(start(compiler, lark), model.vocab, 1))
+
+
 def test_a_token_can_be_named_by_its_id(compiler: ConstraintCompiler, model: Model) -> None:
     token = model.vocab.control_texts["<|im_start|>"]
     mask = start(compiler, source(GrammarKind.DIALECT, f'start: <[{token}]> "x"'))
@@ -130,6 +173,14 @@ def test_a_token_can_be_named_by_its_id(compiler: ConstraintCompiler, model: Mod
 def chain(length: int) -> dict[str, Any]:
     nodes: dict[str, Any] = {f"d{n}": {"items": {"$ref": f"#/$defs/d{n + 1}"}} for n in range(length)}
     return {"$ref": "#/$defs/d0", "$defs": {**nodes, f"d{length}": {"type": "null"}}}
+
+
+def hidden_chain(length: int) -> dict[str, Any]:
+    """A chain of references that overflows the stack, in a schema whose description looks like Lark."""
+    nodes: dict[str, Any] = {f"{n:x}": {"$ref": f"#/d/{n + 1:x}"} for n in range(length)}
+    properties = {"q": {"$ref": "#/d/0"}}
+    last = {f"{length:x}": {"type": "null"}}
+    return {"type": "object", "description": "%json true", "properties": properties, "d": {**nodes, **last}}
 
 
 def rules(length: int) -> str:
@@ -158,9 +209,20 @@ REFUSED: dict[str, tuple[GrammarSource, str]] = {
         of_schema({"type": "string", "allOf": [{"pattern": f"a.{{{n}}}b"} for n in range(60)]}),
         "longer than 3 seconds",
     ),
-    "an inner schema": (source(GrammarKind.DIALECT, 'start: %json {"$ref": "http://a"}'), "leads out of it"),
-    "a deep inner schema": (source(GrammarKind.DIALECT, "start: %json " + "[" * 99_999), "nested too deeply"),
-    "an inner keyword": (source(GrammarKind.DIALECT, 'start: %json {"contains": {}}'), "contains"),
+    "a tool's schema": (of_tool({"$ref": "http://a"}), "leads out of it"),
+    "a deep one of a tool": (of_tool(json.loads('{"items":' * 100 + "{}" + "}" * 100)), "levels deep"),
+    "a keyword in a tool's": (of_tool({"contains": {}}), "contains"),
+    "a hidden chain in a tool's": (of_tool(hidden_chain(2_900)), "nested too deeply to compile"),
+    "a long grammar of tools": (
+        GrammarSource(GrammarKind.DIALECT, "long", "form", build=lambda: "start: " + "a" * 600_000),
+        "longer than",
+    ),
+    "a schema in Lark": (source(GrammarKind.GRAMMAR, 'start: %json {"$ref": "http://a"}'), "does not fetch"),
+    "a deep schema in Lark": (source(GrammarKind.GRAMMAR, "start: %json " + "[" * 60_000), "cannot be used"),
+    "a hidden chain in Lark": (
+        source(GrammarKind.GRAMMAR, "start: %json " + json.dumps(hidden_chain(2_100))),
+        "nested too deeply to compile",
+    ),
     "a bad expression": (source(GrammarKind.REGEX, "[a-"), "unclosed character class"),
     "a look-around": (source(GrammarKind.REGEX, "(?=a)b"), "look-ahead"),
     "an expression of many": (source(GrammarKind.REGEX, "((a{0,900}){0,900}){0,900}"), "repeats something"),
@@ -169,7 +231,6 @@ REFUSED: dict[str, tuple[GrammarSource, str]] = {
     "no choice": (source(GrammarKind.CHOICE, "[]"), "no text to choose"),
     "choices of another kind": (source(GrammarKind.CHOICE, "[1]"), "not a list of texts"),
     "choices that are no JSON": (source(GrammarKind.CHOICE, "yes"), "not valid JSON"),
-    "many choices": (source(GrammarKind.CHOICE, json.dumps(list(map(str, range(10_001))))), "10000 texts"),
     "half a character": (source(GrammarKind.REGEX, "a\ud800"), "not Unicode"),
     "half a character in a schema": (source(GrammarKind.JSON_SCHEMA, '{"const": "\\ud800"}'), "cannot hold"),
     "half a character in a choice": (source(GrammarKind.CHOICE, '["\\ud800"]'), "not Unicode"),

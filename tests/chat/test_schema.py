@@ -1,12 +1,15 @@
 """What a schema may be before it is compiled, and what closing one means."""
 
 import json
+import time
+from types import MappingProxyType
 from typing import Any
 
 import jsonschema
 import pytest
 
 from nexa_runtime.chat.schema import (
+    MAX_BYTES,
     MAX_DEPTH,
     check_schema,
     closed,
@@ -14,11 +17,12 @@ from nexa_runtime.chat.schema import (
     num_repetitions,
     parse_schema,
 )
+from nexa_runtime.chat.schema_walk import resolve
 from nexa_runtime.errors import InvalidRequestError
 
 
-def lists(levels: int) -> dict[str, Any]:
-    schema: dict[str, Any] = {"type": "string"}
+def lists(levels: int, inner: Any = None) -> dict[str, Any]:
+    schema: dict[str, Any] = inner or {"type": "string"}
     for _ in range(levels):
         schema = {"type": "array", "items": schema}
     return schema
@@ -49,6 +53,11 @@ REFUSED: dict[str, tuple[Any, str]] = {
         {"allOf": [{"multipleOf": 9973}, {"multipleOf": 0.9967}]},
         "multipleOf",
     ),
+    "multiples whose common one has millions of digits": (
+        {"allOf": [{"multipleOf": float(f"{n}e300")} for n in range(10_001, 14_001)]},
+        "multipleOf",
+    ),
+    "a multiple of very many digits": ({"multipleOf": 2**200}, "multipleOf"),
     "a bound beyond all": ({"type": "integer", "minimum": 10**30}, "63 bits"),
     "an infinite number": ({"maximum": float("inf")}, "cannot hold"),
     "half a character": ({"const": "\ud800"}, "cannot hold"),
@@ -82,6 +91,9 @@ TAKEN: dict[str, Any] = {
     "a property named as a keyword": {"properties": {"$ref": {"type": "string"}, "enum": {}}},
     "a constant that looks like a reference": {"const": {"$ref": "http://a"}},
     "multiples of one kind": {"items": [{"multipleOf": 0.01}, {"multipleOf": 100_000}, {"multipleOf": 2.5}]},
+    "multiples far apart": {"items": [{"multipleOf": 1e-30}, {"multipleOf": 1e30}, {"multipleOf": 0.25}]},
+    "a multiple that is none": {"multipleOf": True},
+    "an open bracket": {"pattern": "[" * 100_000},
     "a long chain": chain(2_000),
 }
 
@@ -100,6 +112,13 @@ def test_what_may_take_long_to_compile_is_not_plain() -> None:
         {"properties": {"a": {"$ref": "#/$defs/p", "required": ["x"]}}, "$defs": {"p": point}}
     )
     assert not is_plain(chain(1_000))
+    assert not is_plain({"required": [f"p{n}" for n in range(2_001)]})
+
+
+def test_many_small_schemas_are_plain_up_to_a_number_together() -> None:
+    schemas: list[Any] = [{"properties": {f"p{n}": {"type": "null"} for n in range(199)}} for _ in range(10)]
+    assert is_plain(*schemas)
+    assert not is_plain(*schemas, {"type": "null"})
 
 
 @pytest.mark.parametrize(
@@ -112,6 +131,7 @@ def test_what_may_take_long_to_compile_is_not_plain() -> None:
         ("((a{10}){10}){10}|x{7}", 1000),
         (r"\({9}[({8})]{7}\)", 9),
         ("a{99999999999999}", 999999999),
+        ("[{9}", 1),
     ],
 )
 def test_repetitions_within_one_another_multiply(pattern: str, most: int) -> None:
@@ -204,3 +224,98 @@ def test_recursive_definitions_are_closed_too() -> None:
     new = closed({**part, "$defs": {"tree": tree}})
     assert is_valid(new, {"leaf": None, "next": {"next": {}}})
     assert not is_valid(new, {"next": {"next": {"leaf": None}}})
+
+
+def test_a_reference_is_followed_however_it_is_spelled() -> None:
+    schema: Any = {"$defs": {"a b": {"type": "null"}}, "anyOf": [True, {"$anchor": "here"}]}
+    for reference in ("#/$defs/a b", "#/$defs/a%20b", "#/%24defs/%61%20b"):
+        assert resolve(schema, reference) == {"type": "null"}
+    assert resolve(schema, "#/anyOf/0") is True
+    assert resolve(MappingProxyType(schema), "#") == schema
+    assert resolve(schema, "#here") is True
+    for reference in ("#/$defs/none", "#/anyOf/2", "#/anyOf", "other.json", ""):
+        with pytest.raises(InvalidRequestError):
+            resolve(schema, reference)
+
+
+def test_a_whole_has_one_copy_of_a_part_however_often_it_is_named() -> None:
+    spelled = [f"#/$defs/{name}" for name in ("base", "%62ase", "b%61se", "%62%61%73%65")]
+    wholes: dict[str, Any] = {f"p{n}": {"allOf": [{"$ref": one}, {}]} for n, one in enumerate(spelled)}
+    new: Any = closed({"properties": wholes, "$defs": {"base": BASE}})
+    assert list(new["$defs"]) == ["base", "open0"]
+    assert is_valid(new, {"p0": {"id": 1}})
+    assert not is_valid(new, {"p3": {"id": 1, "z": 1}})
+
+
+def test_an_anchor_is_a_part_of_a_whole_too() -> None:
+    definitions: dict[str, Any] = {"base": {"$anchor": "here", **BASE}}
+    new = closed({"allOf": [{"$ref": "#here"}, {"properties": {"name": True}}], "$defs": definitions})
+    assert is_valid(new, {"id": 1, "name": "x"})
+    assert not is_valid(new, {"id": "x"})
+    assert not is_valid(new, {"id": 1, "z": 1})
+    assert json.dumps(new).count("$anchor") == 1
+
+
+def test_the_names_of_a_whole_keep_their_order() -> None:
+    name: dict[str, Any] = {"properties": {"name": {}, "id": {}, "age": {}}}
+    new: Any = closed({"allOf": [{"$ref": "#/$defs/base"}, name], "$defs": {"base": BASE}})
+    assert list(new["properties"]) == ["id", "name", "age"]
+
+
+def wholes(length: int, last: Any, part: Any) -> dict[str, Any]:
+    """A chain of wholes, each of which is a part of the one before."""
+    definitions: dict[str, Any] = {
+        f"a{n}": {"allOf": [{"$ref": f"#/$defs/a{n + 1}"}, part(n)]} for n in range(length)
+    }
+    return {"properties": {"q": {"$ref": "#/$defs/a0"}}, "$defs": {**definitions, f"a{length}": last}}
+
+
+LONGER = "with its objects closed, as strict, it is longer than 128 KiB"
+MANY = "too many of its schemas"
+COSTLY: dict[str, tuple[dict[str, Any], str | None]] = {
+    "a chain": (wholes(2_400, {"type": "null"}, lambda n: {}), LONGER),
+    "a shorter one": (wholes(1_000, {"type": "null"}, lambda n: {}), None),
+    "a chain with a name": (wholes(2_400, {"properties": {"a": {}}}, lambda n: {}), LONGER),
+    "a shorter one with a name": (wholes(700, {"properties": {"a": {}}}, lambda n: {}), None),
+    "a chain with many names": (wholes(1_600, {}, lambda n: {"properties": {f"p{n}": {}}}), MANY),
+    "a chain with all names at its end": (
+        wholes(1_900, {"properties": {f"p{n}": {} for n in range(1_500)}}, lambda n: {}),
+        LONGER,
+    ),
+    "copies within copies": (
+        {
+            "$defs": {"a": {"description": "x" * 20_000, **lists(40)}},
+            "allOf": [{"$ref": "#/$defs/a" + "/items" * n} for n in range(40)],
+        },
+        None,
+    ),
+    "large copies within copies": (
+        {
+            "$defs": {"a": lists(80, {"description": "x" * 40_000})},
+            "allOf": [{"$ref": "#/$defs/a" + "/items" * n} for n in range(80)],
+        },
+        LONGER,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", COSTLY)
+def test_the_work_of_closing_is_bounded_and_so_is_what_it_makes(name: str) -> None:
+    """0.1 s at most."""
+    schema, reason = COSTLY[name]
+    check_schema(schema, "schema")
+    started = time.process_time()
+    if reason is None:
+        assert len(json.dumps(closed(schema, "schema"))) <= MAX_BYTES
+    else:
+        with pytest.raises(InvalidRequestError, match=reason) as caught:
+            closed(schema, "schema")
+        assert caught.value.param == "schema"
+    assert time.process_time() - started < 1
+
+
+def test_a_whole_that_is_its_own_part_cannot_be_closed() -> None:
+    schema: Any = {"properties": {"a": {}}, "anyOf": [{"$ref": "#/anyOf/1"}, {"$ref": "#"}]}
+    check_schema(schema, "schema")
+    with pytest.raises(InvalidRequestError, match="is the whole again"):
+        closed(schema, "schema")
