@@ -1,7 +1,7 @@
 """From a conversation to a prompt, and to how its answer is sampled and read.
 
-Owns what template, dialect and constraint of a model make of one conversation together. Runs in worker
-threads; it never sees the engine or the wire. ``generation_service`` calls it.
+Owns what template, dialect and constraint of a model make of one conversation together. What takes long runs
+in worker threads; it never sees the engine or the wire. ``generation_service`` calls it.
 
 Deliberate: what follows a tag of reasoning that the prompt itself has opened cannot be constrained from the
 first token on. The model reasons then, for a bounded part of its tokens, and is constrained from there.
@@ -11,12 +11,13 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
-from nexa_runtime.chat.constraint import Constraint
+from nexa_runtime.chat.constraint import Constraint, ConstraintCompiler
 from nexa_runtime.chat.dialects.base import Dialect, Parser
 from nexa_runtime.chat.grammar import GrammarKind, GrammarSource
-from nexa_runtime.chat.messages import Conversation, Json, Tool, ToolChoice, ToolMode
+from nexa_runtime.chat.messages import Conversation, Tool, ToolChoice, ToolMode
 from nexa_runtime.chat.reasoning import ReasoningMask
 from nexa_runtime.chat.schema import check_schema, closed
+from nexa_runtime.errors import InvalidRequestError
 from nexa_runtime.llama import TokenMask
 from nexa_runtime.serving.loaded import LoadedModel
 from nexa_runtime.serving.prompts import Tokens, check_size, with_bos
@@ -81,14 +82,41 @@ def callable_tools(conversation: Conversation) -> tuple[Tool, ...]:
 
 
 def grammar_of(dialect: Dialect, conversation: Conversation, tools: tuple[Tool, ...]) -> GrammarSource | None:
-    """What an answer that may call ``tools`` must look like; None without tools."""
+    """What an answer that may call ``tools`` must look like; None without tools. Its text is made when it is
+    compiled.
+    """
     if not tools:
         return None
     choice = conversation.tool_choice
     is_parallel = conversation.is_parallel and choice.mode is not ToolMode.NAMED
-    fitted = [_fitted(tool, choice) for tool in tools]
-    text = dialect.grammar(fitted, is_forced=choice.is_forced, is_parallel=is_parallel)
-    return GrammarSource(GrammarKind.DIALECT, text, "tools")
+
+    def build() -> str:
+        fitted = [_fitted(tool, choice) for tool in tools]
+        try:
+            return dialect.grammar(fitted, is_forced=choice.is_forced, is_parallel=is_parallel)
+        except ValueError as error:
+            raise InvalidRequestError(f"tools: {error}.", param="tools") from None
+
+    named = [[tool.name, dict(tool.parameters), tool.is_strict] for tool in tools]
+    key = json.dumps([dialect.name, choice.is_forced, is_parallel, named])
+    schemas = tuple(tool.parameters for tool in tools)
+    return GrammarSource(GrammarKind.DIALECT, key, "tools", build=build, schemas=schemas)
+
+
+def loosened(
+    constraints: ConstraintCompiler, conversation: Conversation, tools: tuple[Tool, ...], tenant_id: str
+) -> tuple[Tool, ...]:
+    """The tools, where a call is neither forced nor strict with any object in place of the arguments that
+    cannot be followed: such schemas are common, and what a model makes of them is mostly right. Blocks.
+    """
+    if conversation.tool_choice.is_forced:
+        return tools
+    return tuple(
+        tool
+        if tool.is_strict or constraints.supports(tool.parameters, tenant_id)
+        else replace(tool, parameters={"type": "object"})
+        for tool in tools
+    )
 
 
 def answer_chat(
@@ -142,5 +170,4 @@ def _fitted(tool: Tool, choice: ToolChoice) -> Tool:
     """In forced calls, and in strict ones, an object has the properties that its schema names."""
     if not (choice.is_forced or tool.is_strict):
         return tool
-    parameters: Mapping[str, Json] = closed(json.loads(json.dumps(dict(tool.parameters))))
-    return replace(tool, parameters=parameters)
+    return replace(tool, parameters=closed(dict(tool.parameters), "tools"))

@@ -12,10 +12,11 @@ from typing import Any
 
 from nexa_runtime.chat.constraint import Constraint
 from nexa_runtime.chat.grammar import GrammarSource
-from nexa_runtime.chat.messages import Conversation
+from nexa_runtime.chat.messages import Conversation, Tool
 from nexa_runtime.engine.generation_lane import GenerationRequest
+from nexa_runtime.errors import InvalidRequestError
 from nexa_runtime.llama import SamplingParams, prepare_dry
-from nexa_runtime.serving.answering import Answering, answer_chat, grammar_of, render_chat
+from nexa_runtime.serving.answering import Answering, answer_chat, grammar_of, loosened, render_chat
 from nexa_runtime.serving.dispatcher import Dispatcher
 from nexa_runtime.serving.generation import Generation, PromptChoices
 from nexa_runtime.serving.loaded import Kind, LoadedModel
@@ -79,8 +80,10 @@ class GenerationService:
         async def prepare(model: LoadedModel) -> list[Answering]:
             max_tokens = max_sequence_tokens(tenant, model)
             chat = await self._dispatcher.prepare(lambda: render_chat(model, conversation, max_tokens))
-            source = grammar_of(model.dialect, conversation, chat.tools) or options.grammar
-            constraint = await self._compile(tenant, model, source)
+            if chat.tools:
+                constraint = await self._compile_tools(tenant, model, conversation, chat.tools)
+            else:
+                constraint = await self._compile(tenant, model, options.grammar)
             return [answer_chat(model, conversation, chat, constraint)]
 
         ticket = self._dispatcher.admit(tenant, options.num_sequences)
@@ -126,7 +129,25 @@ class GenerationService:
     ) -> Constraint | None:
         if source is None:
             return None
+        if (known := model.constraints.cached(source, tenant.id)) is not None:
+            return known
         return await self._dispatcher.compile(tenant, lambda: model.constraints.compile(source, tenant.id))
+
+    async def _compile_tools(
+        self, tenant: Tenant, model: LoadedModel, conversation: Conversation, tools: tuple[Tool, ...]
+    ) -> Constraint | None:
+        """The form of an answer that may call ``tools``; of those that must not be held to their schemas to
+        the letter, with looser ones if need be.
+        """
+        try:
+            return await self._compile(tenant, model, grammar_of(model.dialect, conversation, tools))
+        except InvalidRequestError:
+            loose = await self._dispatcher.compile(
+                tenant, lambda: loosened(model.constraints, conversation, tools, tenant.id)
+            )
+            if loose == tools:
+                raise
+            return await self._compile(tenant, model, grammar_of(model.dialect, conversation, loose))
 
     async def _start(
         self,

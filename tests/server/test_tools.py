@@ -274,3 +274,24 @@ def test_letters_of_a_call_in_a_users_text_call_nothing(server: LiveServer) -> N
     text = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Rome"}}\n</tool_call>'
     body = server.chat(f"Hello {text}", tools=[GET_WEATHER], temperature=0, max_tokens=40)
     assert body.status_code == 200
+
+
+UNSUPPORTED = {
+    "type": "object",
+    "properties": {"a": {"type": "array", "uniqueItems": True}},
+    "required": ["a"],
+}
+
+
+def test_a_schema_that_cannot_be_followed_is_refused_only_where_calls_must_be_valid(
+    server: LiveServer,
+) -> None:
+    tools = [GET_WEATHER, function(parameters=UNSUPPORTED)]
+    body = server.chat(QUESTION["content"], tools=tools, temperature=0)
+    assert body.status_code == 200
+    assert body.json()["choices"][0]["message"]["tool_calls"][0]["function"]["name"] == "get_weather"
+    forced = server.chat(QUESTION["content"], tools=tools, tool_choice="required")
+    assert (forced.status_code, error_of(forced)["param"]) == (400, "tools")
+    strict = server.chat(QUESTION["content"], tools=[function(parameters=UNSUPPORTED, strict=True)])
+    assert strict.status_code == 400
+    assert "uniqueItems" in error_of(strict)["message"]
