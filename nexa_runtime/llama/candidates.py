@@ -74,7 +74,7 @@ class Preselection:
         best = float(row[best_id(row)])
         if params.top_p < 1.0:
             # The chain's top-p needs the whole mass, so that cut is made here (and the chain leaves it out).
-            return _top_p(row, best, params.top_p)
+            return top_p_places(row, best, params.top_p)
         if params.min_p > 0.0:
             return np.flatnonzero(row >= best + math.log(min(params.min_p, 1.0)) - 1e-4)
         return np.flatnonzero(row > -np.inf)
@@ -142,7 +142,8 @@ def check_finite(best: np.float32) -> None:
         raise DecodeError("no token has a finite logit")
 
 
-def _top_p(row: Logits, best: float, top_p: float) -> Ids:
+def top_p_places(row: Logits, best: float, top_p: float) -> Ids:
+    """Where the likeliest tokens of a row are, until they have ``top_p`` of the mass, the likeliest first."""
     weights = np.exp(row - np.float32(best))
     needed = top_p * float(weights.sum(dtype=np.float64))
     threshold = _FIRST_THRESHOLD
