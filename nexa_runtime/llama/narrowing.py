@@ -13,10 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from nexa_runtime.llama.candidates import Ids, best_ids, top_p_places
+from nexa_runtime.llama.candidates import Ids, ascending, best_ids, top_p_places
 from nexa_runtime.llama.context import Logits
 
 _LOST_MASS = 1e-7
+_HEAD = 1e-6
 _FIRST_DISTANCE = 14.0
 _LAST_DISTANCE = 100.0
 _FIRST_WIDTH = 0.25
@@ -43,7 +44,18 @@ class Left:
 
     def ordered(self) -> "Left":
         """The same, the likeliest first."""
-        return self.at(np.argsort(-self.logits), self.size)
+        return self.at(ascending(-self.logits), self.size)
+
+    def roughly_ordered(self) -> "Left":
+        """The same, and the likeliest first, but of many tokens only those with more than ``_HEAD`` of the
+        best one's probability: the draw is another than llama.cpp's once in a million times, and as likely.
+        """
+        is_head = self.logits > self.logits.max() + np.float32(math.log(_HEAD))
+        head = np.flatnonzero(is_head)
+        if len(head) > len(self.ids) // 2:
+            return self.ordered()
+        head = head[ascending(-self.logits[head])]
+        return self.at(np.concatenate((head, np.flatnonzero(~is_head))), self.size)
 
 
 def top_n_sigma(left: Left, n: float) -> Left:
@@ -58,9 +70,9 @@ def top_k(left: Left, k: int) -> Left:
     """The ``k`` best."""
     size = min(k, left.size)
     if k >= len(left.ids):
-        return left.at(np.argsort(-left.logits), size)
+        return left.at(ascending(-left.logits), size)
     places = best_ids(left.logits, k)
-    return left.at(places[np.argsort(-left.logits[places], kind="stable")[:k]], size)
+    return left.at(places[ascending(-left.logits[places])[:k]], size)
 
 
 def typical(left: Left, p: float) -> Left:
@@ -72,13 +84,13 @@ def typical(left: Left, p: float) -> Left:
     total = float(weights.sum(dtype=np.float64))
     mean = float((weights * above).sum(dtype=np.float64)) / total
     distances = np.abs(above - np.float32(mean))
-    needed, width = p * total, _FIRST_WIDTH
+    needed, width = max(p, 0.0) * total, _FIRST_WIDTH
     while True:
         near = np.flatnonzero(distances <= (width if width < _LAST_WIDTH else math.inf))
         if width >= _LAST_WIDTH or weights[near].sum(dtype=np.float64) > needed:
             break
         width *= 2
-    places = near[np.argsort(distances[near])]
+    places = near[ascending(distances[near])]
     mass = np.cumsum(weights[places], dtype=np.float64)
     return left.at(places[: int(np.searchsorted(mass, needed, side="right")) + 1])
 
@@ -99,7 +111,7 @@ def xtc(left: Left, threshold: float, flip: Callable[[], bool]) -> Left:
     """If the coin says so: without all that reach the threshold but the least likely of these."""
     if left.size < 2 or not flip():
         return left
-    left = left.ordered()
+    left = left.roughly_ordered() if threshold > _HEAD else left.ordered()
     weights, _ = _weights(left.logits)
     num_above = int((weights >= threshold * weights.sum(dtype=np.float64)).sum())
     num_dropped = max(num_above - 1, 0)
@@ -117,7 +129,7 @@ def dynamic_temperature(left: Left, low: float, high: float, exponent: float) ->
     """A temperature that is higher the less the distribution says."""
     if left.size < 2:
         return left
-    left = left.ordered()
+    left = left.roughly_ordered()
     weights, above = _weights(left.logits)
     total = float(weights.sum(dtype=np.float64))
     mean = float((weights * above).sum(dtype=np.float64)) / total
