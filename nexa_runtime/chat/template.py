@@ -4,10 +4,11 @@ Owns the guard that keeps a user's text from turning into control tokens, and wh
 ``variables`` says what a template is given, ``sandbox`` keeps the template itself within bounds. It never
 tokenizes and never sees the engine. ``serving`` calls it from worker threads.
 
-The guard: inside every control token that a *client's* text spells out, its tools and options too, one
-character that Unicode reserves for internal use is put. Whoever tokenizes the prompt drops it and leaves what
-it broke up as plain text (``llama.Vocab.tokenize_guarded``); control tokens written by the template itself
-stay whole.
+The guard: inside every control token or marker that a *client's* text spells out, its tools and options too,
+one character that Unicode reserves for internal use is put. Whoever tokenizes the prompt drops it and leaves
+what it broke up as plain text (``llama.Vocab.tokenize_guarded``); tokens written by the template itself stay
+whole. So do those that a dialect writes into a message, each behind a ``MARK``, which is dropped here; no
+client's text has one, since ``without_marks`` is called before the dialect.
 """
 
 import re
@@ -20,10 +21,12 @@ from typing import cast
 import jinja2
 
 from nexa_runtime.chat.budget import charge
-from nexa_runtime.chat.messages import Conversation, Message, Role, Tool, ToolCall
+from nexa_runtime.chat.dialects.base import MARK
+from nexa_runtime.chat.messages import Conversation, Json, Message, Role, Tool, ToolCall
 from nexa_runtime.chat.sandbox import Sandbox, TemplateBoundsError, bounded
-from nexa_runtime.chat.variables import Shape, variables
+from nexa_runtime.chat.variables import Shape, marked, variables
 from nexa_runtime.errors import InvalidRequestError
+from nexa_runtime.llama.vocab import either
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content or '' }}<|im_end|>\n"
@@ -31,8 +34,11 @@ CHATML = (
 )
 """For models without a template of their own."""
 
-_GUARDS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
-"""Unicode's noncharacters: no text that is interchanged has them."""
+_GUARDS = [chr(code) for code in range(0xFDD1, 0xFDF0)]
+"""Unicode's noncharacters, without ``MARK``: no text that is interchanged has them."""
+_REPLACEMENT = "\ufffd"
+_ESCAPE = re.compile(r"\\(?:u(fdd0)|.)", re.DOTALL | re.IGNORECASE)
+"""An escape in a JSON text; the group: it stands for ``MARK``."""
 _PROBED_CALL = ToolCall("call00000", "find_city", "{}")
 _PROBE = Conversation(
     (
@@ -52,14 +58,14 @@ class TemplateSyntaxError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class RenderedPrompt:
-    """``text`` with ``guard`` inside every control token that came from a user."""
+    """``text`` with ``guard`` inside every control token or marker that came from a user."""
 
     text: str
     guard: str
 
 
 class ChatTemplate:
-    """One model's template. ``control_texts``: the texts of its control tokens."""
+    """One model's template. ``control_texts``: the texts of its control tokens and markers."""
 
     def __init__(
         self, source: str, *, bos_text: str = "", eos_text: str = "", control_texts: Collection[str] = ()
@@ -73,9 +79,10 @@ class ChatTemplate:
         self._contents: dict[Shape, str | None] = {}
         self._globals = {"bos_token": bos_text, "eos_token": eos_text}
         # A lookahead finds overlapping control texts too; a text of one character cannot be broken up.
-        texts = sorted((text for text in control_texts if len(text) > 1), key=len, reverse=True)
-        pattern = "|".join(re.escape(text) for text in texts)
-        self._control = re.compile(f"(?=(?:{pattern}))(.)", re.DOTALL) if texts else None
+        # Behind a mark, which is dropped, the text is left whole.
+        texts = {text for text in control_texts if len(text) > 1}
+        whole, broken = (either(texts), f"|(?={either(texts)})(?P<first>.)") if texts else ("", "")
+        self._control = re.compile(f"{MARK}(?P<whole>{whole}|){broken}", re.DOTALL)
 
     def render(
         self,
@@ -140,9 +147,86 @@ class ChatTemplate:
             return ""
 
     def _guarded(self, text: str, guard: str) -> str:
-        if self._control is None:
-            return text
-        return self._control.sub(lambda match: match[1] + guard, text)
+        def changed(match: re.Match[str]) -> str:
+            whole: str | None = match["whole"]
+            return match["first"] + guard if whole is None else whole
+
+        return self._control.sub(changed, text)
+
+
+def without_marks(conversation: Conversation) -> Conversation:
+    """The conversation with every ``MARK`` that a client sent replaced: behind one, a marker is a token.
+
+    ``serving`` calls it before ``Dialect.prepare``, which may put marks of its own into messages.
+    """
+
+    def clean(text: str) -> str:
+        return text.replace(MARK, _REPLACEMENT)
+
+    def some(text: str | None) -> str | None:
+        return None if text is None else clean(text)
+
+    def escaped(match: re.Match[str]) -> str:
+        return match[0] if match[1] is None else f"\\u{ord(_REPLACEMENT):x}"
+
+    def call(one: ToolCall) -> ToolCall:
+        arguments = clean(one.arguments)
+        if "\\" in arguments:  # whoever reads the JSON would find the character that an escape stands for
+            arguments = _ESCAPE.sub(escaped, arguments)
+        return ToolCall(clean(one.id), clean(one.name), arguments)
+
+    def message(one: Message) -> Message:
+        return replace(
+            one,
+            content=some(one.content),
+            name=some(one.name),
+            tool_calls=tuple(map(call, one.tool_calls)),
+            tool_call_id=some(one.tool_call_id),
+            reasoning=some(one.reasoning),
+        )
+
+    def tool(one: Tool) -> Tool:
+        parameters = cast(dict[str, Json], marked(dict(one.parameters), clean))
+        return replace(one, name=clean(one.name), description=some(one.description), parameters=parameters)
+
+    if not _has_mark(conversation):
+        return conversation
+    choice, options = conversation.tool_choice, conversation.template_options
+    return replace(
+        conversation,
+        messages=tuple(map(message, conversation.messages)),
+        tools=tuple(map(tool, conversation.tools)),
+        tool_choice=replace(choice, name=some(choice.name)),
+        template_options={
+            clean(key): clean(value) if isinstance(value, str) else value for key, value in options.items()
+        },
+    )
+
+
+def _has_mark(conversation: Conversation) -> bool:
+    """Whether a text of a client may have a ``MARK``; an escape in arguments counts."""
+    found = False
+
+    def look(text: str | None) -> str:
+        nonlocal found
+        found = found or (text is not None and MARK in text)
+        return ""
+
+    for message in conversation.messages:
+        for text in (message.content, message.name, message.tool_call_id, message.reasoning):
+            look(text)
+        for call in message.tool_calls:
+            look(call.id)
+            look(call.name)
+            look(call.arguments)
+            found = found or "\\ufdd0" in call.arguments.lower()
+    for tool in conversation.tools:
+        look(tool.name)
+        look(tool.description)
+        marked(dict(tool.parameters), look)
+    look(conversation.tool_choice.name)
+    marked(dict(conversation.template_options), look)
+    return found
 
 
 def _unused(texts: Sequence[str], count: int) -> list[str]:

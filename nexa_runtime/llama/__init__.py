@@ -21,6 +21,7 @@ from nexa_runtime.llama.sampling_params import (
     Choice,
     SamplingParams,
     TokenLogprobs,
+    canonical_samplers,
 )
 from nexa_runtime.llama.state import SavedRange, restore_range, save_range
 from nexa_runtime.llama.vocab import Vocab
@@ -45,6 +46,7 @@ __all__ = [
     "TokenLogprobs",
     "TokenMask",
     "Vocab",
+    "canonical_samplers",
     "free_gpu_bytes",
     "kv_cell_bytes",
     "normalised",

@@ -1,23 +1,26 @@
-"""llama.cpp's sampler chain, and the array of candidates it works on.
+"""What llama.cpp's ``common_sampler`` does to a row, in the order wanted, and the draw at its end.
 
-Owns the C objects of one sequence and its random stream. It never decides which samplers are in use: the
-settings do. ``sampler`` calls it, on the engine thread. What would make the chain abort is refused before,
-by ``sampling_params.check``. Source: ``common_sampler_init`` (sampling.cpp), ``llama_sampler_*``.
+Owns the samplers of one sequence that its settings ask for, and its random stream. All that can take long is
+done in numpy (``narrowing``); llama.cpp draws, flips xtc's coin, and has mirostat and DRY. ``sampler`` calls
+it, on the engine thread. What would make llama.cpp abort is refused before, by ``sampling_params.check``.
+Source: ``common_sampler_init`` (sampling.cpp).
 """
 
-import ctypes
-import math
 import os
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
-from nexa_runtime.errors import DecodeError, LlamaGuardError
-from nexa_runtime.llama.candidates import Ids, best_id
+from nexa_runtime.errors import DecodeError
+from nexa_runtime.llama import narrowing
+from nexa_runtime.llama.c_chain import Chain
+from nexa_runtime.llama.candidates import best_id
 from nexa_runtime.llama.context import Logits
-from nexa_runtime.llama.dry import make_dry
 from nexa_runtime.llama.lib import C
-from nexa_runtime.llama.sampling_params import DEFAULT_SAMPLERS, SamplingParams, last_tokens
+from nexa_runtime.llama.narrowing import Left
+from nexa_runtime.llama.penalties import Dry, Penalties
+from nexa_runtime.llama.sampling_params import DEFAULT_SAMPLERS, SamplingParams
 from nexa_runtime.llama.vocab import Tokens, Vocab
 
 _RANDOM_SEED = 0xFFFFFFFF
@@ -30,94 +33,98 @@ _MIN_DYNAMIC_TEMPERATURE = 1e-3
 _MAX_LOGIT = 1e20
 """What no temperature or penalty within the limits makes infinite."""
 
-_CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
-
-
-class Chain:
-    """Chooses among candidates. ``close`` frees it; a second call does nothing."""
-
-    def __init__(self, num_candidates: int) -> None:
-        """``num_candidates``: how many there is room for at first."""
-        self._pointer = C.llama_sampler_chain_init(C.llama_sampler_chain_default_params())
-        self._array = C.llama_token_data_array()
-        self._array_reference = ctypes.byref(self._array)
-        self._reserve(num_candidates)
-
-    def add(self, sampler: object) -> None:
-        """Append one of llama.cpp's samplers, which is the chain's from now on."""
-        C.llama_sampler_chain_add(self._pointer, sampler)
-
-    def choose(self, ids: Ids | Tokens, logits: Logits) -> int:
-        """Choose one of ``ids`` by their ``logits``. Raises ``LlamaGuardError`` where there are none."""
-        count = len(ids)
-        if not count:
-            raise LlamaGuardError("no candidates to choose from")
-        if count > len(self._ids):
-            self._reserve(max(count, 2 * len(self._ids)))
-        self._ids[:count] = ids
-        self._logits[:count] = logits
-        array = self._array
-        array.data = self._data  # the chain may have pointed it elsewhere
-        array.size, array.selected, array.sorted = count, -1, False
-        C.llama_sampler_apply(self._pointer, self._array_reference)
-        chosen = array.data[array.selected]
-        if math.isnan(chosen.p):  # all that is left was made infinitely unlikely
-            is_left = np.isin(ids, [array.data[at].id for at in range(array.size)])
-            return int(ids[np.where(is_left, logits, -np.inf).argmax()])
-        return int(chosen.id)
-
-    def accept(self, token: int) -> None:
-        """Tell the samplers that have a memory which token came."""
-        C.llama_sampler_accept(self._pointer, token)
-
-    def close(self) -> None:
-        """Free the C objects."""
-        if self._pointer:
-            C.llama_sampler_free(self._pointer)
-            self._pointer = None
-
-    def _reserve(self, num_candidates: int) -> None:
-        candidates = np.zeros(num_candidates, dtype=_CANDIDATE)
-        self._ids, self._logits = candidates["id"], candidates["logit"]
-        self._data = candidates.ctypes.data_as(C.llama_token_data_p)
+_Step = Callable[[Left], Left]
 
 
 class FullChain:
-    """All samplers of llama.cpp in the order wanted, over the whole vocabulary: exact, and slow."""
+    """All samplers of llama.cpp in the order wanted, over the whole vocabulary.
+
+    Exact, but for mirostat: of that, a tail is left out that has a ten-millionth of the mass (``likely``).
+    """
 
     def __init__(self, params: SamplingParams, vocab: Vocab, prompt: Tokens) -> None:
         """``params``: resolved and checked. ``prompt``: its last tokens count for the penalties."""
-        self._all_ids = np.arange(vocab.size, dtype=np.int32)
-        self._chain = Chain(vocab.size)
-        for sampler in _mirostat(params, vocab) if params.mirostat else _samplers(params, vocab):
-            self._chain.add(sampler)
-        self._remembers = not params.mirostat and (params.has_penalties or params.has_dry)
-        if self._remembers:
-            last_n = (last_tokens(params.penalty_last_n), last_tokens(params.dry_penalty_last_n))
-            longest = max(last_n[0] if params.has_penalties else 0, last_n[1] if params.has_dry else 0)
-            for token in prompt[-longest:].tolist():
-                self._chain.accept(token)
+        self._all_ids = np.arange(vocab.size, dtype=np.intp)
+        self._draw = Chain(1024)
+        self._coin: Chain | None = None
+        self._memories: list[Penalties | Dry] = []
+        self._is_sorted = bool(params.mirostat)
+        seed = _seed(params)
+        if params.mirostat:
+            self._draw.add(C.llama_sampler_init_temp(0.0 if params.is_greedy else params.temperature))
+            self._draw.add(_mirostat(params, vocab, seed))
+            heat = 0.0 if params.is_greedy else params.temperature
+            self._steps: list[_Step] = [lambda left: narrowing.likely(left, heat)]
+            return
+        self._draw.add(C.llama_sampler_init_dist(seed))
+        makers = self._makers(params, vocab, prompt, seed)
+        names = DEFAULT_SAMPLERS if params.samplers is None else params.samplers
+        self._steps = [makers[name]() for name in names if name in makers]
 
     def choose(self, row: Logits) -> int:
-        """Choose a token. One whose logit is -inf never takes part.
+        """Choose a token, and leave ``row`` as it is. One whose logit is -inf never takes part.
 
         Raises ``DecodeError`` when the best logit is not finite, or so large that the arithmetic overflows.
         """
         if row[best_id(row)] > _MAX_LOGIT:
             raise DecodeError("the logits are out of range")
-        if row.min() > -np.inf:
-            return self._chain.choose(self._all_ids, row)
-        ids = np.flatnonzero(row > -np.inf)
-        return self._chain.choose(ids, row[ids])
+        ids = self._all_ids
+        if row.min() == -np.inf:
+            ids = np.flatnonzero(row > -np.inf)
+            row = row[ids]
+        left = Left(ids, row, len(ids))
+        for step in self._steps:
+            left = step(left)
+        return self._draw.choose(left.ids, left.logits, is_sorted=self._is_sorted)
 
     def accept(self, token: int) -> None:
         """Remember a token for the penalties."""
-        if self._remembers:
-            self._chain.accept(token)
+        for memory in self._memories:
+            memory.accept(token)
 
     def close(self) -> None:
         """Free the C objects. A second call does nothing."""
-        self._chain.close()
+        self._draw.close()
+        if self._coin is not None:
+            self._coin.close()
+        for memory in self._memories:
+            memory.close()
+
+    def _makers(
+        self, params: SamplingParams, vocab: Vocab, prompt: Tokens, seed: int
+    ) -> dict[str, Callable[[], _Step]]:
+        """What makes the samplers that change anything, by name; xtc and the draw have one seed."""
+        makers: dict[str, Callable[[], _Step]] = {"temperature": lambda: _heat(params)}
+        if params.has_penalties:
+            makers["penalties"] = lambda: self._remembering(Penalties(params, prompt))
+        if params.has_dry:
+            makers["dry"] = lambda: self._remembering(Dry(params, vocab, prompt))
+        if params.top_n_sigma > 0.0:
+            makers["top_n_sigma"] = lambda: partial(narrowing.top_n_sigma, n=params.top_n_sigma)
+        if params.top_k > 0:
+            makers["top_k"] = lambda: partial(narrowing.top_k, k=params.top_k)
+        if params.typical_p < 1.0:
+            makers["typ_p"] = lambda: partial(narrowing.typical, p=params.typical_p)
+        if params.top_p < 1.0:
+            makers["top_p"] = lambda: partial(narrowing.top_p, p=params.top_p)
+        if params.min_p > 0.0:
+            makers["min_p"] = lambda: partial(narrowing.min_p, p=params.min_p)
+        if params.xtc_probability > 0.0 and params.xtc_threshold <= 0.5:
+            makers["xtc"] = lambda: partial(
+                narrowing.xtc, threshold=params.xtc_threshold, flip=self._make_coin(params, seed)
+            )
+        return makers
+
+    def _remembering(self, memory: Penalties | Dry) -> _Step:
+        self._memories.append(memory)
+        return lambda left: Left(left.ids, memory.changed(left.ids, left.logits), left.size)
+
+    def _make_coin(self, params: SamplingParams, seed: int) -> Callable[[], bool]:
+        """Whether llama.cpp's xtc, with its random stream, would act: of two equal tokens it takes one."""
+        coin = self._coin = Chain(2)
+        coin.add(C.llama_sampler_init_xtc(params.xtc_probability, 0.5, 1, seed))
+        both, equal = np.arange(2), np.zeros(2, dtype=np.float32)
+        return lambda: len(coin.applied(both, equal)[0]) == 1
 
 
 def make_short_chain(params: SamplingParams, top_k: int) -> Chain:
@@ -134,40 +141,19 @@ def make_short_chain(params: SamplingParams, top_k: int) -> Chain:
     return chain
 
 
-def _samplers(params: SamplingParams, vocab: Vocab) -> list[object]:
-    """``common_sampler_init`` without mirostat; xtc and the draw have one seed."""
-    seed = _seed(params)
-    temperature, dynatemp_range = _temperature(params)
-    makers: dict[str, Callable[[], object]] = {
-        "penalties": lambda: C.llama_sampler_init_penalties(
-            vocab.size,
-            last_tokens(params.penalty_last_n),
-            params.repeat_penalty,
-            params.frequency_penalty,
-            params.presence_penalty,
-        ),
-        "dry": lambda: make_dry(params, vocab),
-        "top_n_sigma": lambda: C.llama_sampler_init_top_n_sigma(params.top_n_sigma),
-        "top_k": lambda: C.llama_sampler_init_top_k(max(0, min(params.top_k, vocab.size))),
-        "typ_p": lambda: C.llama_sampler_init_typical(params.typical_p, 1),
-        "top_p": lambda: C.llama_sampler_init_top_p(params.top_p, 1),
-        "min_p": lambda: C.llama_sampler_init_min_p(params.min_p, 1),
-        "xtc": lambda: C.llama_sampler_init_xtc(params.xtc_probability, params.xtc_threshold, 1, seed),
-        "temperature": lambda: C.llama_sampler_init_temp_ext(
-            temperature, dynatemp_range, params.dynatemp_exponent
-        ),
-    }
-    names = DEFAULT_SAMPLERS if params.samplers is None else params.samplers
-    used = [name for name in names if name != "dry" or params.has_dry]
-    return [*(makers[name]() for name in used), C.llama_sampler_init_dist(seed)]
-
-
-def _mirostat(params: SamplingParams, vocab: Vocab) -> list[object]:
-    temperature = C.llama_sampler_init_temp(0.0 if params.is_greedy else params.temperature)
-    seed, tau, eta = _seed(params), params.mirostat_tau, params.mirostat_eta
+def _mirostat(params: SamplingParams, vocab: Vocab, seed: int) -> object:
+    tau, eta = params.mirostat_tau, params.mirostat_eta
     if params.mirostat == 1:
-        return [temperature, C.llama_sampler_init_mirostat(vocab.size, seed, tau, eta, _MIROSTAT_TOKENS)]
-    return [temperature, C.llama_sampler_init_mirostat_v2(seed, tau, eta)]
+        return C.llama_sampler_init_mirostat(vocab.size, seed, tau, eta, _MIROSTAT_TOKENS)
+    return C.llama_sampler_init_mirostat_v2(seed, tau, eta)
+
+
+def _heat(params: SamplingParams) -> _Step:
+    value, distance = _temperature(params)
+    if distance <= 0.0:
+        return partial(narrowing.temperature, value=value)
+    low, high, exponent = max(value - distance, 0.0), value + distance, params.dynatemp_exponent
+    return partial(narrowing.dynamic_temperature, low=low, high=high, exponent=exponent)
 
 
 def _temperature(params: SamplingParams) -> tuple[float, float]:

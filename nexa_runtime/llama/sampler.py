@@ -11,21 +11,22 @@ A constraint is asked about the token drawn, and rules the others out only if it
 after that makes the distribution the one of the allowed tokens. Source: ``common_sampler_sample``.
 """
 
-from collections import Counter, deque
+from collections import deque
 
 import numpy as np
 
 from nexa_runtime.errors import DecodeError
+from nexa_runtime.llama.c_chain import Chain
 from nexa_runtime.llama.candidates import Preselection, RowLogprobs, best_id
-from nexa_runtime.llama.chain import Chain, FullChain, make_short_chain
+from nexa_runtime.llama.chain import FullChain, make_short_chain
 from nexa_runtime.llama.context import Logits
 from nexa_runtime.llama.mask import TokenMask
+from nexa_runtime.llama.penalties import Penalties
 from nexa_runtime.llama.sampling_params import (
     Choice,
     SamplingParams,
     TokenLogprobs,
     check,
-    last_tokens,
     resolved,
 )
 from nexa_runtime.llama.vocab import Tokens, Vocab
@@ -59,14 +60,14 @@ class Sampler:
         """Tokens accepted by the mask that have yet to be given out, each with its own row."""
         self._top_k = params.top_k if 0 < params.top_k < vocab.size else 0
         self._preselection = Preselection(params, self._top_k)
-        self._penalties: _Penalties | None = None
+        self._penalties: Penalties | None = None
         self._chain: Chain | None = None
         self._full_chain: FullChain | None = None
         if params.needs_full_chain:
             self._full_chain = FullChain(params, vocab, prompt)
         else:
             if params.has_penalties:
-                self._penalties = _Penalties(params, prompt)
+                self._penalties = Penalties(params, prompt)
             if not params.is_greedy:
                 self._chain = make_short_chain(params, self._top_k)
         self._is_best_raw = params.is_greedy and not (
@@ -159,37 +160,3 @@ class Sampler:
             return best_id(row)
         ids = self._preselection.ids(row, is_masked=is_masked)
         return self._chain.choose(ids, row[ids])
-
-
-class _Penalties:
-    """The penalties on tokens seen, as ``llama_sampler_penalties``, on the row itself."""
-
-    def __init__(self, params: SamplingParams, prompt: Tokens) -> None:
-        self._params = params
-        last_n = last_tokens(params.penalty_last_n)
-        self._recent: deque[int] = deque(prompt[-last_n:].tolist(), maxlen=last_n)
-        self._counts: Counter[int] = Counter(self._recent)
-
-    def apply(self, row: Logits) -> None:
-        """Repetition scales towards unlikely, the others subtract."""
-        if not self._counts:
-            return
-        params = self._params
-        ids = np.fromiter(self._counts.keys(), dtype=np.intp, count=len(self._counts))
-        counts = np.fromiter(self._counts.values(), dtype=np.float32, count=len(self._counts))
-        values = row[ids]
-        repeat = np.float32(params.repeat_penalty)
-        values = np.where(values <= 0, values * repeat, values / repeat)
-        row[ids] = values - (
-            counts * np.float32(params.frequency_penalty) + np.float32(params.presence_penalty)
-        )
-
-    def accept(self, token: int) -> None:
-        """Remember a token, and forget the oldest one where there are too many."""
-        if len(self._recent) == self._recent.maxlen:
-            oldest = self._recent[0]
-            self._counts[oldest] -= 1
-            if not self._counts[oldest]:
-                del self._counts[oldest]
-        self._recent.append(token)
-        self._counts[token] += 1

@@ -6,15 +6,18 @@ Source: ``common_params_sampling`` (common.h), ``common_sampler_types_from_names
 """
 
 import math
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from nexa_runtime.errors import LlamaGuardError
 
 MIN_TEMPERATURE = 1e-5
 
-MAX_LAST_TOKENS = 1 << 18
-"""No penalty looks back further; llama.cpp reserves memory for as many tokens as it is told."""
+MAX_LAST_TOKENS = 8192
+"""No penalty looks back further: DRY goes through so many tokens for each new one, and is told a prompt's one
+by one, on the thread that all sequences share.
+"""
 
 MAX_DRY_BREAKERS = 16
 """For each of them llama.cpp goes through the whole vocabulary."""
@@ -104,6 +107,8 @@ class SamplingParams:
     mirostat_tau: float = 5.0
     mirostat_eta: float = 0.1
     samplers: tuple[str, ...] | None = None
+    prepared_dry: object = field(default=None, compare=False, repr=False)
+    """What ``prepare_dry`` has made of them."""
 
     @property
     def is_greedy(self) -> bool:
@@ -137,7 +142,7 @@ class SamplingParams:
 
 
 _LIMITS: dict[str, tuple[float, float]] = {
-    **{field.name: (-_MAX_FLOAT, _MAX_FLOAT) for field in fields(SamplingParams) if field.type is float},
+    **{one.name: (-_MAX_FLOAT, _MAX_FLOAT) for one in fields(SamplingParams) if one.type is float},
     "logit_bias": (-_MAX_FLOAT, _MAX_FLOAT),
     "repeat_penalty": (1e-6, 1e6),
     "frequency_penalty": (-1e6, 1e6),
@@ -185,6 +190,19 @@ def last_tokens(last_n: int) -> int:
     return min(last_n, MAX_LAST_TOKENS) if last_n >= 0 else MAX_LAST_TOKENS
 
 
+def canonical_samplers(names: Iterable[str]) -> tuple[str, ...]:
+    """The full names of ``samplers``. Raises ``ValueError`` for one that is unknown or comes twice."""
+    found: list[str] = []
+    for given in names:
+        name = _ALIASES.get(given.lower())
+        if name is None:
+            raise ValueError(f"an unknown sampler: {given[:40]!r}")
+        if name in found:
+            raise ValueError(f"the sampler {name} twice")
+        found.append(name)
+    return tuple(found)
+
+
 def resolved(params: SamplingParams) -> SamplingParams:
     """The same choices, with every sampler off that ``samplers`` does not name.
 
@@ -193,16 +211,12 @@ def resolved(params: SamplingParams) -> SamplingParams:
     """
     if params.samplers is None or params.mirostat:
         return replace(params, samplers=None) if params.samplers else params
-    names: list[str] = []
-    for given in params.samplers:
-        name = _ALIASES.get(given.lower())
-        if name is None:
-            raise LlamaGuardError(f"an unknown sampler: {given[:40]!r}")
-        if name in names:
-            raise LlamaGuardError(f"the sampler {name} twice")
-        names.append(name)
-    changes: dict[str, Any] = {"samplers": tuple(names)}
-    if names == [name for name in DEFAULT_SAMPLERS if name in names]:
+    try:
+        names = canonical_samplers(params.samplers)
+    except ValueError as error:
+        raise LlamaGuardError(str(error)) from None
+    changes: dict[str, Any] = {"samplers": names}
+    if list(names) == [name for name in DEFAULT_SAMPLERS if name in names]:
         changes["samplers"] = None
     for name in set(DEFAULT_SAMPLERS) - set(names):
         changes |= _OFF[name]
@@ -219,10 +233,10 @@ def check(params: SamplingParams, vocab_size: int) -> None:
     for token in params.banned | params.end_tokens:
         if not 0 <= token < vocab_size:
             raise LlamaGuardError(f"token {token}, outside the vocabulary of {vocab_size} tokens")
-    for field in fields(params):
-        value = getattr(params, field.name)
+    for one in fields(params):
+        value = getattr(params, one.name)
         if isinstance(value, int | float):
-            _check_number(field.name, value)
+            _check_number(one.name, value)
     if params.dynatemp_range > 0.0 and params.temperature > _MAX_DYNAMIC_TEMPERATURE:
         raise LlamaGuardError(f"a dynamic temperature above {_MAX_DYNAMIC_TEMPERATURE:g}")
     if len(params.dry_sequence_breakers) > MAX_DRY_BREAKERS:

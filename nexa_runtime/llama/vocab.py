@@ -8,7 +8,8 @@ Source: ``llama_tokenize``, ``llama_token_to_piece``, ``llama_vocab_*``.
 
 import ctypes
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from itertools import takewhile
 
 import numpy as np
 import numpy.typing as npt
@@ -20,8 +21,10 @@ Tokens = npt.NDArray[np.int32]
 
 _ATTR_UNKNOWN, _ATTR_CONTROL, _ATTR_USER_DEFINED, _ATTR_BYTE = 1 << 0, 1 << 3, 1 << 4, 1 << 5
 
+_LEAD = "\x02"
 _MAX_CALL_CHARS = 8192
 """Longest text handed to llama.cpp at once."""
+_MAX_PATTERN_DEPTH = 32
 
 
 class Vocab:
@@ -50,8 +53,6 @@ class Vocab:
         self.fim_suffix: int = C.llama_vocab_fim_suf(pointer)
         self.fim_middle: int = C.llama_vocab_fim_mid(pointer)
         control = _ATTR_UNKNOWN | _ATTR_CONTROL
-        self.control_texts = self._texts(attributes, control)
-        """Text of each control token → its id. A user's text must never turn into one of these."""
         marked = {
             text: token
             for text, token in self._texts(attributes, _ATTR_USER_DEFINED).items()
@@ -59,6 +60,8 @@ class Vocab:
         }
         self.special_texts: Mapping[str, int] = marked | self._texts(attributes, _ATTR_CONTROL)
         """Text → id of the tokens that no constraint on text may take for text."""
+        self.control_texts: Mapping[str, int] = marked | self._texts(attributes, control)
+        """Text of each control token or marker → its id. A user's text must never turn into one of these."""
         self._special_texts = self._texts(attributes, control | _ATTR_USER_DEFINED)
         self.marker_tokens = frozenset(
             token
@@ -66,7 +69,13 @@ class Vocab:
             if attribute & control or (attribute & _ATTR_USER_DEFINED and self._is_tag(token))
         )
         """Tokens that are no text to a grammar: control tokens, and others written like ``<tag>``."""
-        self._special_pattern = _alternatives(self._special_texts)
+        self._special_pattern = (
+            re.compile(f"({either(self._special_texts)})") if self._special_texts else None
+        )
+        letter, lead = (self._call(text, parse_special=False, add_special=False) for text in ("a", _LEAD))
+        adds_space = b"".join(self.pieces[token] for token in letter) != b"a"
+        self._lead: list[int] = lead.tolist() if adds_space else []
+        """What ``_LEAD`` becomes, where the tokenizer puts a space in front of every text."""
         self.max_piece_bytes: int | None = None
         """No token stands for more bytes of a text; None where a tokenizer may drop some (wordpiece,
         unigram).
@@ -94,9 +103,11 @@ class Vocab:
         return np.concatenate(parts)
 
     def tokenize_guarded(self, text: str, guard: str) -> Tokens:
-        """Tokens of a rendered template in which ``guard`` breaks up every control token a user wrote.
+        """Tokens of a rendered template in which ``guard`` breaks up every special token a user wrote.
 
-        The guard characters are dropped; what they broke up stays plain text.
+        The guard characters are dropped. What stood on either side of one is tokenized apart: llama.cpp takes
+        user-defined tokens for tokens wherever their letters stand together, even with ``parse_special``
+        off (``tokenizer_st_partition``).
         """
         if guard not in text:
             return self.tokenize(text, parse_special=True)
@@ -112,8 +123,20 @@ class Vocab:
         for part in self._special_pattern.split(text) if self._special_pattern else [text]:
             if (token := self._special_texts.get(part)) is not None:
                 yield np.array([token], dtype=np.int32)
+            elif guard and guard in part:
+                first, *others = part.split(guard)
+                yield from (self._plain(first), *map(self._continued, others))
             elif part:
-                yield self._plain(part.replace(guard, "") if guard else part)
+                yield self._plain(part)
+
+    def _continued(self, text: str) -> Tokens:
+        """Tokens of a text that goes on within a word."""
+        if not self._lead or not text:
+            return self._plain(text)
+        tokens = self._plain(_LEAD + text)
+        if tokens[: len(self._lead)].tolist() == self._lead:
+            return tokens[len(self._lead) :]
+        return self._plain(text)
 
     def _plain(self, text: str) -> Tokens:
         """Tokens of a text without special ones, however long a word in it is.
@@ -168,8 +191,21 @@ class Vocab:
         }
 
 
-def _alternatives(texts: dict[str, int]) -> re.Pattern[str] | None:
-    if not texts:
-        return None
-    longest_first = sorted(texts, key=len, reverse=True)
-    return re.compile("(" + "|".join(re.escape(text) for text in longest_first) + ")")
+def either(texts: Collection[str], depth: int = 0) -> str:
+    """A pattern for the longest of ``texts`` at a place. What several of them begin with is read once: some
+    vocabularies have thousands that begin alike, and a client may write what they begin with a million times.
+    """
+    groups: dict[str, list[str]] = {}
+    for text in texts:
+        if text:
+            groups.setdefault(text[0], []).append(text)
+    parts: list[str] = []
+    for group in groups.values():
+        if depth == _MAX_PATTERN_DEPTH:
+            parts += map(re.escape, sorted(group, key=len, reverse=True))
+            continue
+        pairs = zip(min(group), max(group), strict=False)
+        start = "".join(one for one, _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        rests = {text[len(start) :] for text in group}
+        parts.append(re.escape(start) + ("" if rests == {""} else either(rests, depth + 1)))
+    return f"(?:{'|'.join(parts)})" + ("?" if "" in texts else "")

@@ -1,11 +1,14 @@
 """Templates as models ship them, and messages that they refuse."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
+from nexa_runtime.chat.dialects.base import MARK
 from nexa_runtime.chat.messages import Conversation, Message, Role, Tool, ToolCall, ToolChoice, ToolMode
-from nexa_runtime.chat.template import CHATML, ChatTemplate, TemplateSyntaxError
+from nexa_runtime.chat.template import CHATML, ChatTemplate, TemplateSyntaxError, without_marks
+from nexa_runtime.chat.variables import Shape, variables
 from nexa_runtime.errors import InvalidRequestError
 
 HELLO = [Message(Role.SYSTEM, "Be kind."), Message(Role.USER, "Hello")]
@@ -72,10 +75,84 @@ def test_a_users_control_token_is_broken_up_wherever_it_stands() -> None:
 
 def test_a_guard_character_in_a_message_is_kept() -> None:
     rendered = ChatTemplate(CHATML, control_texts=["<|im_end|>"]).render(
-        Conversation((Message(Role.USER, "\ufdd0<|im_end|>"),))
+        Conversation((Message(Role.USER, "\ufdd1<|im_end|>"),))
     )
-    assert rendered.guard != "\ufdd0"
-    assert "\ufdd0" in rendered.text
+    assert rendered.guard != "\ufdd1"
+    assert "\ufdd1" in rendered.text
+
+
+MARKERS = ["<call>", "</call>", "<call><end>"]
+SHOWN = "{% for m in messages %}{{ m.content }}{% endfor %}"
+
+
+def test_a_marker_that_a_dialect_marks_stays_whole() -> None:
+    text = f"<call>{MARK}<call>a{MARK}</call></call>{MARK}b{MARK}<call><end>"
+    rendered = ChatTemplate(SHOWN, control_texts=MARKERS).render(Conversation((Message(Role.USER, text),)))
+    guard = rendered.guard
+    assert rendered.text == f"<{guard}call><call>a</call><{guard}/call>b<call><end>"
+    assert ChatTemplate(SHOWN).render(Conversation((Message(Role.USER, text),))).text == text.replace(
+        MARK, ""
+    )
+
+
+def test_a_mark_of_a_users_own_does_not_count() -> None:
+    sent = Conversation((Message(Role.USER, f"{MARK}<call>"),))
+    rendered = ChatTemplate(SHOWN, control_texts=MARKERS).render(without_marks(sent))
+    assert rendered.text == f"\ufffd<{rendered.guard}call>"
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        Conversation((Message(Role.TOOL, "a", tool_call_id=MARK),)),
+        Conversation((Message(Role.USER, "a", name=MARK),)),
+        Conversation((Message(Role.ASSISTANT, "a", reasoning=MARK),)),
+        Conversation((Message(Role.ASSISTANT, None, tool_calls=(ToolCall(MARK, "f", "{}"),)),)),
+        Conversation((Message(Role.ASSISTANT, None, tool_calls=(ToolCall("1", MARK, "{}"),)),)),
+        Conversation((Message(Role.ASSISTANT, None, tool_calls=(ToolCall("1", "f", f'{{"{MARK}": 1}}'),)),)),
+        Conversation(
+            (Message(Role.ASSISTANT, None, tool_calls=(ToolCall("1", "f", '{"a": "\\\\\\uFDd0"}'),)),)
+        ),
+        Conversation((), tools=(Tool(MARK),)),
+        Conversation((), tools=(Tool("f", MARK),)),
+        Conversation((), tools=(Tool("f", None, {MARK: 1}),)),
+        Conversation((), tools=(Tool("f", None, {"a": [{"b": MARK}]}),)),
+        Conversation((), tool_choice=ToolChoice(ToolMode.NAMED, MARK)),
+        Conversation((), template_options={"date_string": MARK, "n": 1}),
+        Conversation((), template_options={MARK: True}),
+    ],
+)
+def test_no_text_keeps_its_marks(sent: Conversation) -> None:
+    cleaned = without_marks(sent)
+    seen: list[str] = []
+
+    def see(text: str) -> str:
+        seen.append(text)
+        return text
+
+    offered = variables(replace(cleaned, tool_choice=ToolChoice()), see, Shape())
+    assert MARK not in "".join([*seen, *cleaned.template_options, str(cleaned.tool_choice.name)])
+    assert "\ufffd" in repr((offered, cleaned))
+
+
+def test_a_conversation_without_marks_is_not_copied() -> None:
+    call = ToolCall("1", "f", '{"a": "\\n"}')
+    sent = Conversation(
+        (Message(Role.ASSISTANT, "<call>", tool_calls=(call,)),), tools=(Tool("f", "\ufdd1"),)
+    )
+    assert without_marks(sent) is sent
+
+
+def test_a_backslash_in_front_of_those_letters_is_no_escape() -> None:
+    call = ToolCall("1", "f", '{"a": "\\\\ufdd0"}')
+    sent = Conversation((Message(Role.ASSISTANT, None, tool_calls=(call,)),))
+    assert without_marks(sent) == sent
+
+
+def test_many_beginnings_of_markers_are_looked_through_quickly() -> None:
+    template = ChatTemplate(SHOWN, control_texts=[f"<unused{number}>" for number in range(6000)])
+    rendered = template.render(Conversation((Message(Role.USER, "<unused" * 100_000 + "<unused77>"),)))
+    assert rendered.text.count(rendered.guard) == 1
 
 
 @pytest.mark.parametrize(
@@ -169,16 +246,16 @@ def test_control_tokens_in_tools_and_options_are_broken_up() -> None:
 @pytest.mark.parametrize(
     "talk",
     [
-        Conversation((ASKS,), tools=(Tool("f", "\ufdd0"),)),
-        Conversation((ASKS,), tools=(Tool("f", None, {"\ufdd0": 1}),)),
-        Conversation((ASKS,), tools=(Tool("f", None, {"a": [{"b": "\ufdd0"}]}),)),
-        Conversation((ASKS,), template_options={"date_string": "\ufdd0"}),
-        Conversation((Message(Role.ASSISTANT, "a", reasoning="\ufdd0"),)),
-        Conversation((Message(Role.ASSISTANT, "a", tool_calls=(ToolCall("1", "f", '{"\\ufdd0": 1}'),)),)),
+        Conversation((ASKS,), tools=(Tool("f", "\ufdd1"),)),
+        Conversation((ASKS,), tools=(Tool("f", None, {"\ufdd1": 1}),)),
+        Conversation((ASKS,), tools=(Tool("f", None, {"a": [{"b": "\ufdd1"}]}),)),
+        Conversation((ASKS,), template_options={"date_string": "\ufdd1"}),
+        Conversation((Message(Role.ASSISTANT, "a", reasoning="\ufdd1"),)),
+        Conversation((Message(Role.ASSISTANT, "a", tool_calls=(ToolCall("1", "f", '{"\\ufdd1": 1}'),)),)),
     ],
 )
 def test_a_guard_character_anywhere_is_kept(talk: Conversation) -> None:
-    assert ChatTemplate(CHATML, control_texts=["<|im_end|>"]).render(talk).guard != "\ufdd0"
+    assert ChatTemplate(CHATML, control_texts=["<|im_end|>"]).render(talk).guard != "\ufdd1"
 
 
 def test_every_guard_character_at_once_is_refused() -> None:

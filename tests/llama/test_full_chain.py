@@ -20,11 +20,16 @@ from nexa_runtime.llama import (
     Sampler,
     SamplingParams,
     Vocab,
+    canonical_samplers,
     prepare_dry,
 )
+from nexa_runtime.llama.candidates import ascending
+from nexa_runtime.llama.chain import FullChain
 from nexa_runtime.llama.lib import C
+from nexa_runtime.llama.narrowing import Left, likely, typical
+from nexa_runtime.llama.sampling_params import MAX_LAST_TOKENS
 from nexa_runtime.llama.vocab import Tokens
-from tests.llama.sampling import LlamaChain, logits
+from tests.llama.sampling import LlamaChain, Row, logits, toy_vocab
 
 BREAKERS = ("\n", ":", '"', "*")
 PROMPT = np.tile(np.array([700, 701, 702, 703, 704], dtype=np.int32), 8)
@@ -75,7 +80,8 @@ def llama_chain(params: SamplingParams, vocab: Vocab) -> LlamaChain:
         )
         return LlamaChain(C.llama_sampler_init_temp(params.temperature), last)
     names = MAKERS if params.samplers is None else params.samplers
-    chain = LlamaChain(*(MAKERS[name](params, vocab) for name in names), dist(params, vocab))
+    used = [name for name in names if name != "dry" or params.has_dry]
+    chain = LlamaChain(*(MAKERS[name](params, vocab) for name in used), dist(params, vocab))
     chain.accept(*PROMPT)
     return chain
 
@@ -120,6 +126,151 @@ def test_choices_equal_those_of_llama_itself(model: Model, params: SamplingParam
     ours.close()
     ours.close()
     theirs.close()
+
+
+WIDE = 40_000
+
+
+def wide(step: int, scale: float) -> Row:
+    """A row of a large vocabulary: a few likely tokens above many others."""
+    row = logits(step, scale, WIDE)
+    random = np.random.default_rng(step)
+    row[random.choice(WIDE, 100, replace=False)] += random.exponential(3.0, 100).astype(np.float32) * scale
+    return row
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"typical_p": 0.9},
+        {"typical_p": 0.2, "top_p": 1.0, "min_p": 0.0},
+        {"top_n_sigma": 2.0, "min_p": 0.0, "top_p": 1.0, "dynatemp_range": 0.5},
+        {"xtc_probability": 0.5, "xtc_threshold": 0.001, "top_p": 1.0, "min_p": 0.0},
+        {"xtc_probability": 1.0, "xtc_threshold": 0.01, "top_p": 1.0, "min_p": 0.0},
+        {"dynatemp_range": 0.7, "top_p": 1.0, "min_p": 0.0},
+        {"dynatemp_range": 2.0, "dynatemp_exponent": 0.5},
+        {"top_k": 5000, "typical_p": 0.99},
+        {"mirostat": 1},
+        {"mirostat": 2, "mirostat_tau": 8.0, "temperature": 2.0},
+    ],
+    ids=str,
+)
+def test_choices_from_a_large_vocabulary_equal_those_of_llama_too(
+    fields: dict[str, Any], scale: float
+) -> None:
+    params = SamplingParams(**{"seed": 3, "top_k": 0, **fields})
+    vocab = toy_vocab(WIDE)
+    ours, theirs = Sampler(params, vocab, PROMPT), llama_chain(params, vocab)
+    rows = [wide(step, scale) for step in range(12)]
+    same = sum(ours.sample(row.copy()).tokens == (theirs.sample(row),) for row in rows)
+    assert same >= 11  # sums of 40,000 numbers differ in their last digits
+    ours.close()
+    theirs.close()
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.05, 1.0, 30.0])
+@pytest.mark.parametrize("p", [-1e38, 0.0, 0.2, 0.9, 1 - 1e-16])
+def test_typical_tokens_are_those_of_the_definition(scale: float, p: float) -> None:
+    row = wide(2, scale)
+    left = typical(Left(np.arange(WIDE), row, WIDE), p)
+    weights = np.exp(row.astype(np.float64) - row.max())
+    probabilities = weights / weights.sum()
+    surprises = -np.log(np.maximum(probabilities, 1e-300))
+    distances = np.abs(surprises - (probabilities * surprises).sum())
+    mass = probabilities[left.ids].sum()
+    assert len(left.ids) == 1 or mass == pytest.approx(max(p, 0.0), abs=max(probabilities[left.ids]) + 1e-6)
+    dropped = np.setdiff1d(np.arange(WIDE), left.ids)
+    assert not len(dropped) or distances[left.ids].max() <= distances[dropped].min() + 1e-4
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 5.0])
+def test_a_tail_that_is_left_out_has_no_weight(temperature: float) -> None:
+    row = wide(1, 3.0)
+    left = likely(Left(np.arange(WIDE), row, WIDE), temperature)
+    weights = np.exp((row.astype(np.float64) - row.max()) / temperature)
+    assert weights[left.ids].sum() >= (1 - 2e-7) * weights.sum()
+    assert (np.diff(left.logits) <= 0).all()
+    if temperature == 0.5:
+        assert len(left.ids) < WIDE / 4
+
+
+@given(st.lists(st.floats(width=32, allow_nan=False), max_size=30), st.integers(1, 200))
+def test_values_are_put_in_order_as_by_a_stable_sort(values: list[float], times: int) -> None:
+    array = np.array(values * times, dtype=np.float32)
+    assert ascending(array).tolist() == np.argsort(array, kind="stable").tolist()
+
+
+def test_a_row_stays_as_it_is(model: Model) -> None:
+    params = SamplingParams(typical_p=0.9, repeat_penalty=1.5, dry_multiplier=1.0)
+    chain = FullChain(params, model.vocab, PROMPT)
+    row = logits(1, size=model.vocab.size)
+    kept = row.copy()
+    chain.choose(row)
+    assert (row == kept).all()
+    chain.close()
+
+
+def test_penalties_look_back_no_further_than_the_limit(model: Model) -> None:
+    far = np.concatenate([[900], np.full(MAX_LAST_TOKENS, 700)]).astype(np.int32)
+    row = np.zeros(model.vocab.size, dtype=np.float32)
+    row[[700, 900]] = 6.0, 5.0
+    for prompt, expected in ((far, 900), (far[:-1], 0)):
+        params = SamplingParams(temperature=0.0, repeat_penalty=1e6, penalty_last_n=-1)
+        sampler = Sampler(params, model.vocab, prompt)
+        (token,) = sampler.sample(row.copy()).tokens
+        assert row[token] == row[expected] or expected == 0
+        assert (token == 900) == (expected == 900)
+        sampler.close()
+
+
+def test_a_prepared_dry_sampler_is_the_requests_own(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    params = prepare_dry(SamplingParams(temperature=0.0, dry_multiplier=1.0), model.vocab)
+    assert params == SamplingParams(temperature=0.0, dry_multiplier=1.0)
+    for multiplier in range(2, 20):  # more than are kept
+        prepare_dry(SamplingParams(dry_multiplier=multiplier), model.vocab)
+
+    def fail(*_: object) -> None:
+        raise AssertionError("a sampler was made again")
+
+    told: list[int] = []
+    accept = C.llama_sampler_accept
+    monkeypatch.setattr(C, "llama_sampler_init_dry", fail)
+
+    def tell(sampler: object, token: int) -> None:
+        told.append(token)
+        accept(sampler, token)
+
+    monkeypatch.setattr(C, "llama_sampler_accept", tell)
+    row = logits(1, 0.1, model.vocab.size)
+    row[700] += 5.0
+    for prompt, is_repetition in ((PROMPT, True), (PROMPT, True), (PROMPT[:3], False), (PROMPT, True)):
+        sampler = Sampler(params, model.vocab, prompt)
+        assert (sampler.sample(row.copy()).tokens != (700,)) == is_repetition
+        sampler.close()
+    num_sampled = 4
+    assert len(told) == 2 * len(PROMPT) + 3 + num_sampled  # sequences of one prompt share what it tells
+    monkeypatch.undo()
+    changed = dataclasses.replace(params, dry_multiplier=50.5)
+    Sampler(changed, model.vocab, PROMPT).close()  # what was prepared does not fit
+
+
+def test_settings_without_dry_are_prepared_already(model: Model) -> None:
+    for params in (SamplingParams(), SamplingParams(dry_multiplier=1.0, mirostat=1)):
+        assert prepare_dry(params, model.vocab) is params
+
+
+def test_names_of_samplers_have_one_form() -> None:
+    assert canonical_samplers(["TOPK", "nucleus", "typ", "temp"]) == (
+        "top_k",
+        "top_p",
+        "typ_p",
+        "temperature",
+    )
+    assert canonical_samplers(()) == ()
+    for names in (["typ_p", "typical_p"], ["top_k", "top_k"], ["top_q"], [""]):
+        with pytest.raises(ValueError, match="sampler"):
+            canonical_samplers(names)
 
 
 def test_dry_breaks_a_repetition_off(model: Model) -> None:

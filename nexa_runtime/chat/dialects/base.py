@@ -75,6 +75,10 @@ class Dialect(ABC):
     markers: ClassVar[tuple[str, ...]] = ()
     """Texts that a parser wants to see as ``MARK`` and text, where the vocabulary has tokens for them."""
     reasoning: ReasoningTags | None = None
+    channel: ReasoningTags | None = None
+    """Where reasoning is messages of the answer, without a stage of its own: what begins such a message, and
+    what ends it and begins the next.
+    """
     reasoning_key: ClassVar[str] = "reasoning_content"
     """What the family's templates call the reasoning of an earlier turn."""
     takes_arguments_as_text: bool = False

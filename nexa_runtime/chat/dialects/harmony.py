@@ -8,7 +8,15 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from nexa_runtime.chat.dialects.base import CallDelta, ChatDelta, Dialect, Parser, lark_json, new_call_id
+from nexa_runtime.chat.dialects.base import (
+    CallDelta,
+    ChatDelta,
+    Dialect,
+    Parser,
+    ReasoningTags,
+    lark_json,
+    new_call_id,
+)
 from nexa_runtime.chat.dialects.calls import NotACallError
 from nexa_runtime.chat.dialects.lark_rules import ANY, Rules
 from nexa_runtime.chat.dialects.prompts import one_call_per_turn
@@ -29,6 +37,7 @@ class Harmony(Dialect):
 
     name = "harmony"
     markers = (_START, _CHANNEL, _CONSTRAIN, _MESSAGE, _END)
+    channel = ReasoningTags(f"{_CHANNEL}analysis{_MESSAGE}", f"{_END}{_START}assistant")
     reasoning_key = "thinking"
 
     @classmethod
