@@ -15,8 +15,9 @@ from nexa_runtime.chat.constraint import Constraint, ConstraintCompiler
 from nexa_runtime.chat.dialects.base import Dialect, Parser
 from nexa_runtime.chat.grammar import GrammarKind, GrammarSource
 from nexa_runtime.chat.messages import Conversation, Tool, ToolChoice, ToolMode
-from nexa_runtime.chat.reasoning import ReasoningMask
+from nexa_runtime.chat.reasoning import ChannelMask, ReasoningMask
 from nexa_runtime.chat.schema import check_schema, closed
+from nexa_runtime.chat.template import without_marks
 from nexa_runtime.errors import InvalidRequestError
 from nexa_runtime.llama import TokenMask
 from nexa_runtime.serving.loaded import LoadedModel
@@ -57,7 +58,7 @@ def render_chat(model: LoadedModel, conversation: Conversation, max_tokens: int)
     tools = callable_tools(conversation)
     for index, tool in enumerate(conversation.tools):
         check_schema(tool.parameters, f"tools[{index}].function.parameters")
-    shown = conversation if tools else replace(conversation, tools=())
+    shown = without_marks(conversation if tools else replace(conversation, tools=()))
     template = model.template if not tools or model.tool_template is None else model.tool_template
     prompt = template.render(
         dialect.prepare(shown),
@@ -150,7 +151,14 @@ def _start_mask(
     *,
     must_have_form: bool,
 ) -> Callable[[int], TokenMask] | None:
-    tags, budget = model.dialect.reasoning, conversation.reasoning_budget
+    tags, channel, budget = model.dialect.reasoning, model.dialect.channel, conversation.reasoning_budget
+    if channel is not None and budget is not None:
+        return lambda max_tokens: ChannelMask(
+            model.model.vocab,
+            channel,
+            budget=budget,
+            inner=None if constraint is None else constraint.start(),
+        )
     # An answer that must have a form from the first token on does not open reasoning by itself.
     may_reason = tags is not None and (chat.is_reasoning or not must_have_form)
     if tags is None or not may_reason or (constraint is None and budget is None):

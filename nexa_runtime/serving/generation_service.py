@@ -162,7 +162,8 @@ class GenerationService:
             check_tokens(model.model.vocab, options.sampling.get("logit_bias", ()), options.stop_token_ids)
             sampling = _sampling(options, model, tenant.limits)
             if sampling.has_dry:
-                await self._dispatcher.prepare(lambda: prepare_dry(sampling, model.model.vocab))
+                asked_for = sampling
+                sampling = await self._dispatcher.prepare(lambda: prepare_dry(asked_for, model.model.vocab))
             answerings = await prepare(model)
             groups = [self._requests(tenant, model, one, options, sampling, param) for one in answerings]
             ticket.reserve(

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from nexa_runtime.chat.template import CHATML, ChatTemplate
 from nexa_runtime.errors import RequestError
-from nexa_runtime.llama import SamplingParams
+from nexa_runtime.llama import SAMPLER_NAMES, SamplingParams
 from nexa_runtime.server.protocol.parameters import CHAT
-from nexa_runtime.server.protocol.sampling import SAMPLERS, SamplingFields
+from nexa_runtime.server.protocol.sampling import SamplingFields
 from tests.server.bodies import chat
 
 values = st.recursive(
@@ -71,7 +71,7 @@ bodies = st.fixed_dictionaries(
         "tools": st.lists(wire_tools, max_size=3) | values,
         "tool_choice": choices | values,
         "response_format": formats | values,
-        "samplers": st.lists(st.sampled_from(SAMPLERS), max_size=4) | values,
+        "samplers": st.lists(st.sampled_from(sorted(SAMPLER_NAMES)), max_size=4) | values,
         "n": numbers,
         "logprobs": st.booleans(),
         "continue_final_message": st.booleans(),

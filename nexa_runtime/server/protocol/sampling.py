@@ -8,15 +8,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
+from nexa_runtime.llama import SAMPLER_NAMES, canonical_samplers
 from nexa_runtime.server.protocol.wire import WireModel, at_most
 
 MAX_LOGIT_BIAS = 1024
 MAX_BREAKERS = 16
 MAX_BREAKER_BYTES = 40
 MAX_LAST_N = 65536
-SAMPLERS = (
-    "penalties", "dry", "top_n_sigma", "top_k", "typ_p", "typical_p", "top_p", "min_p", "xtc", "temperature"
-)  # fmt: skip
 
 _SAME_NAMES = (
     "temperature", "top_p", "top_k", "min_p", "typical_p", "top_n_sigma", "xtc_probability", "xtc_threshold",
@@ -56,7 +54,7 @@ class SamplingFields(WireModel):
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     logit_bias: Annotated[dict[str, Bias] | None, at_most(MAX_LOGIT_BIAS)] = None
     min_tokens: int | None = Field(None, ge=0, le=2**20)
-    samplers: Annotated[list[str] | None, at_most(len(SAMPLERS))] = None
+    samplers: Annotated[list[str] | None, at_most(len(SAMPLER_NAMES))] = None
     seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
 
     @field_validator("logit_bias")
@@ -86,11 +84,7 @@ class SamplingFields(WireModel):
     @field_validator("samplers")
     @classmethod
     def _check_samplers(cls, value: list[str] | None) -> list[str] | None:
-        if any(name not in SAMPLERS for name in value or ()):
-            raise ValueError(f"must be names among {', '.join(SAMPLERS)}")
-        if value is not None and len(set(value)) < len(value):
-            raise ValueError("must name each sampler once")
-        return value
+        return None if value is None else list(canonical_samplers(value))
 
     def sampling(self) -> dict[str, Any]:
         """Fields of ``SamplingParams`` and their values, of those that the client named."""
