@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from nexa_runtime.chat.constraint import Constraint, ConstraintCompiler
-from nexa_runtime.chat.dialects.base import Dialect, Parser
+from nexa_runtime.chat.dialects.base import Dialect, Parser, UnsupportedSchemaError
 from nexa_runtime.chat.grammar import GrammarKind, GrammarSource
 from nexa_runtime.chat.messages import Conversation, Tool, ToolChoice, ToolMode
 from nexa_runtime.chat.reasoning import ChannelMask, ReasoningMask
@@ -95,8 +95,8 @@ def grammar_of(dialect: Dialect, conversation: Conversation, tools: tuple[Tool, 
         fitted = [_fitted(tool, choice) for tool in tools]
         try:
             return dialect.grammar(fitted, is_forced=choice.is_forced, is_parallel=is_parallel)
-        except ValueError as error:
-            raise InvalidRequestError(f"tools: {error}.", param="tools") from None
+        except UnsupportedSchemaError as error:
+            raise InvalidRequestError(str(error), param="tools") from None
 
     named = [[tool.name, dict(tool.parameters), tool.is_strict] for tool in tools]
     key = json.dumps([dialect.name, choice.is_forced, is_parallel, named])

@@ -25,6 +25,19 @@ MARK = "\ufdd0"
 """Stands before the text of a token that is a marker; Unicode keeps it out of all text."""
 
 
+class UnsupportedSchemaError(ValueError):
+    """A tool's schema says more than a grammar of the dialect can keep to.
+
+    ``tool``: its name; None: all tools together. ``keyword``: what of the schema it is.
+    """
+
+    def __init__(self, tool: str | None, keyword: str, reason: str) -> None:
+        which = "schemas of the tools" if tool is None else f"schema of the tool {tool!r}"
+        super().__init__(f"The {which} cannot be used with this model: {reason}.")
+        self.tool = tool
+        self.keyword = keyword
+
+
 @dataclass(frozen=True, slots=True)
 class CallDelta:
     """Part of a call. The first of a call has ``id`` and ``name``; ``arguments``: JSON text to append."""
@@ -94,7 +107,11 @@ class Dialect(ABC):
         """Whether a model with this chat template, Jinja's source, belongs to the family."""
 
     def prepare(self, conversation: Conversation) -> Conversation:
-        """What the template is to render: for families whose templates leave something open."""
+        """What the template is to render: for families whose templates leave something open.
+
+        Markers that it writes into a message itself are ``marked``: they are no client's text. Whatever
+        clients wrote has no ``MARK`` any more. Raises nothing but ``InvalidRequestError``.
+        """
         return conversation
 
     @abstractmethod
@@ -113,6 +130,9 @@ class Dialect(ABC):
         ``is_forced``: at least one call and nothing else, from the first token on; else any text (reasoning
         too), in which every call that begins is a valid one. Without ``is_parallel`` there is one call at
         most.
+
+        Raises ``UnsupportedSchemaError`` where the arguments of a forced call, or of a strict tool, could not
+        be kept to their schema. Those of other calls are any values then.
         """
 
     def marked(self, text: str) -> str:
@@ -148,14 +168,23 @@ def lark_literal(text: str) -> str:
     return json.dumps(text)
 
 
-def lark_json(schema: Mapping[str, object], *, item_separator: str = ", ", key_separator: str = ": ") -> str:
-    """A JSON value of this schema, for a rule of a grammar, with the spaces that models are used to."""
-    spaces = {
+def lark_json(schema: Mapping[str, object]) -> str:
+    """A JSON value of this schema, for a rule of a grammar, with the spaces that models are used to.
+
+    ``oneOf`` is taken for ``anyOf``.
+    """
+    options = {
         "whitespace_flexible": False,
-        "item_separator": item_separator,
-        "key_separator": key_separator,
+        "item_separator": ", ",
+        "key_separator": ": ",
+        "coerce_one_of": True,
     }
-    return "%json " + json.dumps({**schema, "x-guidance": spaces})
+    return "%json " + json.dumps({**schema, "x-guidance": options})
+
+
+def plain(text: str) -> str:
+    """``text`` as it is shown: markers are but their letters."""
+    return text.replace(MARK, "")
 
 
 def new_call_id() -> str:

@@ -6,13 +6,14 @@ derive from ``CallParser``.
 
 A call whose name is none of the tools' is no call. Without a constraint it is held back until it is whole
 and its arguments are an object; what turns out to be none is content, to the last character. Under a
-constraint it is handed on as it comes. Space around calls is dropped, what follows them is content again.
+constraint it is handed on as it comes, and where the answer is cut in what surrounds a call, what was held
+back of that is dropped: it is markup. Space around calls is dropped, what follows them is content again.
 """
 
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 
-from nexa_runtime.chat.dialects.base import MARK, CallDelta, ChatDelta, new_call_id
+from nexa_runtime.chat.dialects.base import CallDelta, ChatDelta, new_call_id, plain
 from nexa_runtime.chat.dialects.json_scan import object_text, text_of
 from nexa_runtime.chat.dialects.reading import Sink, SteppedParser, Steps, Stops, TrailingSpace
 from nexa_runtime.chat.messages import Tool
@@ -42,11 +43,24 @@ class CallParser(SteppedParser):
         self._has_arguments = False
         self._space = TrailingSpace()
         self._is_after_call = False
+        self._has_content = False
+        """Whether there is any, since the last call."""
+        self._has_written = False
+        """Whether anything was read as content, in this block."""
+
+    def feed(self, text: str) -> list[ChatDelta]:
+        if self._names:
+            return super().feed(text)
+        shown = plain(text)
+        return [ChatDelta(content=shown)] if shown else []
 
     def _read(self) -> Steps[None]:
-        while (trigger := (yield from self._reader.text(self._triggers, self._write))) is not None:
+        while trigger := (yield from self._reader.text(self._triggers, self._write, leaves_rest=True)):
             self._reader.taken[:] = [trigger]
             yield from self._attempt(trigger)
+        # With a grammar, what is all but nothing begins a call. Behind words, it may be a part of them.
+        if self._has_content or not self._is_constrained:
+            self._write(self._reader.rest())
         if not self._is_after_call:
             self._say(self._space.take())
 
@@ -59,14 +73,19 @@ class CallParser(SteppedParser):
     def _attempt(self, trigger: str) -> Steps[None]:
         """Reads a block, of which ``trigger`` was taken. What of it is no call becomes content."""
         self._num_before = self._num_calls
-        is_content = False
+        self._has_written = is_content = False
         try:
             yield from self._block(trigger)
         except NotACallError:
             is_content = True
+        is_cut = self._is_constrained and self._reader.is_at_end
+        if is_cut:
+            self._reader.rest()
+            if not self._has_written:
+                self._space.take()
         if self._name is not None and self._is_constrained:
             self._end_call()
-        elif is_content or not self._has_calls():
+        elif not is_cut and (is_content or not self._has_calls()):
             self._write("".join(self._reader.taken))
         self._name = None
 
@@ -76,7 +95,8 @@ class CallParser(SteppedParser):
 
     def _write(self, text: str) -> None:
         self._reader.taken.clear()
-        text = self._space.add(text.replace(MARK, ""))
+        self._has_written = True
+        text = self._space.add(plain(text))
         if text and self._is_after_call:
             text = text.lstrip()
             self._is_after_call = False
@@ -84,6 +104,7 @@ class CallParser(SteppedParser):
 
     def _say(self, text: str) -> None:
         if text:
+            self._has_content = True
             self._emit(ChatDelta(content=text))
 
     # A call: _begin, _open, _add as often as there is something to add, _close.
@@ -117,7 +138,7 @@ class CallParser(SteppedParser):
 
     def _emit_call(self, arguments: str = "") -> None:
         self._space.take()
-        self._is_after_call = True
+        self._is_after_call, self._has_content = True, False
         self._emit(ChatDelta(call=CallDelta(self._num_calls, arguments, new_call_id(), self._name)))
 
     def _end_call(self) -> None:

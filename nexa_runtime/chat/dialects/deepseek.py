@@ -93,7 +93,7 @@ class DeepSeek(ShapeDialect):
         text = (
             f"## Tools\nYou may call these functions:\n{tool_list(conversation.tools)}\n\n"
             f"To call one, write its name and a JSON object of arguments in exactly this way:\n"
-            f"{CALLS_BEGIN}{call}{CALLS_END}"
+            + self.marked(f"{CALLS_BEGIN}{call}{CALLS_END}")
         )
         return with_system_text(conversation, text)
 

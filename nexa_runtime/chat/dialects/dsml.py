@@ -3,24 +3,31 @@
 Owns the family's texts, their parser and their grammar. ``registry`` chooses it.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 
-from nexa_runtime.chat.dialects.base import MARK, Dialect, Parser, ReasoningTags, lark_json, lark_literal
-from nexa_runtime.chat.dialects.calls import CallParser, NotACallError
-from nexa_runtime.chat.dialects.free_text import TEXT, free_text, lark_regex
-from nexa_runtime.chat.dialects.reading import Sink, Steps, Stops
+from nexa_runtime.chat.dialects.base import MARK, Dialect, Parser, ReasoningTags, lark_json, plain
+from nexa_runtime.chat.dialects.lark_rules import Opened, Rules, free, text_body
+from nexa_runtime.chat.dialects.reading import Steps, Stops
 from nexa_runtime.chat.dialects.reasoning import with_reasoning
-from nexa_runtime.chat.messages import Json, Tool
+from nexa_runtime.chat.dialects.string_rules import texts_of
+from nexa_runtime.chat.dialects.tool_schemas import STRING, Schema, ToolSchemas
+from nexa_runtime.chat.dialects.words import until
+from nexa_runtime.chat.dialects.xml_calls import XmlCallParser, parameters
+from nexa_runtime.chat.messages import Tool
 
 _BAR = "\uff5c"
 DSML = f"{_BAR}DSML{_BAR}"
 """Inside every tag; a token of its own in DeepSeek's vocabularies."""
 _BLOCKS = ("function_calls", "tool_calls")
 """Around all calls: V3.2's word, V4's word."""
+_KEY = r'/[^\s<>"]{1,64}/'
+"""The name of a parameter that no schema names."""
+_TAG_END = ">\n"
+_TEXT, _JSON = '" string="true">', '" string="false">'
+"""Behind the name of a parameter: what its value is written as."""
 
 
-class DsmlParser(CallParser):
+class DsmlParser(XmlCallParser):
     """Makes JSON of the arguments: a tag says whether its value is text or already JSON."""
 
     def __init__(self, dialect: Dialect, tools: Sequence[Tool], *, is_constrained: bool) -> None:
@@ -29,6 +36,7 @@ class DsmlParser(CallParser):
         self._invoke, self._invoke_end = f'<{mark}invoke name="', f"</{mark}invoke>"
         self._parameter, self._parameter_end = f'<{mark}parameter name="', f"</{mark}parameter>"
         super().__init__(tools, self._ends, is_constrained=is_constrained)
+        self._key_end, self._value_end = Stops(['"']), Stops([self._parameter_end])
 
     def _block(self, trigger: str) -> Steps[None]:
         yield from self._expect(self._invoke)
@@ -45,38 +53,25 @@ class DsmlParser(CallParser):
         self._open((yield from self._reader.name()))
         yield from self._expect('">')
         yield from self._reader.space()
-        start = "{"
         while not (yield from self._reader.literal(self._invoke_end)):
             yield from self._expect(self._parameter)
             key: list[str] = []
-            yield from self._text('"', key.append)
-            self._add(f"{start}{json.dumps(''.join(key), ensure_ascii=False)}: ")
-            yield from self._value()
+            yield from until(self._reader, self._key_end, key.append)
+            self._start(plain("".join(key)))
+            yield from self._tagged()
             yield from self._reader.space()
-            start = ", "
-        self._add("}" if start == ", " else "{}")
         self._close()
 
-    def _value(self) -> Steps[None]:
+    def _tagged(self) -> Steps[None]:
+        """Reads a value behind the name of its parameter."""
         yield from self._expect('string="')
         if (yield from self._reader.literal('true">')):
-            self._add('"')
-            yield from self._text(self._parameter_end, self._add_text)
-            self._add('"')
+            yield from self._bare(self._value_end)
         else:
             yield from self._expect('false">')
             yield from self._reader.space()
             yield from self._json(self._add)
             yield from self._expect(self._parameter_end)
-
-    def _add_text(self, text: str) -> None:
-        if text := text.replace(MARK, ""):
-            self._add(json.dumps(text, ensure_ascii=False)[1:-1])
-
-    def _text(self, end: str, sink: Sink) -> Steps[None]:
-        """Reads up to ``end``, and that."""
-        if (yield from self._reader.text(Stops([end]), sink)) is None:
-            raise NotACallError
 
 
 class DeepSeekDsml(Dialect):
@@ -99,52 +94,38 @@ class DeepSeekDsml(Dialect):
         return with_reasoning(self, parser, is_reasoning=is_reasoning)
 
     def grammar(self, tools: Sequence[Tool], *, is_forced: bool, is_parallel: bool) -> str:
-        start = f"start: {self.lark('<' + DSML)} rest\n{TEXT}"
-        if not is_forced:
-            start = free_text(self, DSML, is_parallel=is_parallel)
-        lines = [
-            start,
-            f"rest: {self.lark(f'{self._word}>{chr(10)}')} call{'+' if is_parallel else ''} "
-            + self.lark(f"</{DSML}{self._word}>"),
-            f"call: {' | '.join(f'call_{index}' for index in range(len(tools)))}",
-            self._text_rule(),
-        ]
-        for index, tool in enumerate(tools):
-            lines += self._call_rules(f"call_{index}", tool)
-        return "\n".join(lines)
+        rules = Rules()
+        call = rules.rule(" | ".join(self._call(rules, tool, is_forced=is_forced) for tool in tools))
+        calls = f"{call}{'+' if is_parallel else ''}"
+        rest = rules.rule(f"{self.lark(self._word + _TAG_END)} {calls} {self.lark(f'</{DSML}{self._word}>')}")
+        if is_forced:
+            return rules.grammar(f"{self.lark('<' + DSML)} {rest}")
+        return free(rules, self, [Opened(DSML, rest)], is_parallel=is_parallel)
 
-    def _text_rule(self) -> str:
-        """The rule ``text``: a value as bare text, and the end of its tag."""
-        end = f"{DSML}parameter>\n"
-        if DSML in self.special_texts:
-            return (
-                f"text: VALUE {self.lark(end)}\nVALUE: /(.|\\n)*<\\// & ~/(.|\\n)*{lark_regex(DSML)}(.|\\n)*/"
-            )
-        return f"text[lazy]: TEXT {self.lark('</' + end)}"
-
-    def _call_rules(self, rule: str, tool: Tool) -> list[str]:
+    def _call(self, rules: Rules, tool: Tool, *, is_forced: bool) -> str:
         """A call, its arguments in the order of the schema."""
-        required, properties = tool.parameters.get("required"), tool.parameters.get("properties")
-        shared = {key: tool.parameters[key] for key in ("$defs", "definitions") if key in tool.parameters}
-        words: list[str] = []
-        lines: list[str] = []
-        for key, schema in properties.items() if isinstance(properties, dict) else ():
-            name = f"{rule}_{len(words)}"
-            words.append(name if isinstance(required, list) and key in required else f"{name}?")
-            tag = f'<{DSML}parameter name="{key}" string='
-            lines.append(
-                f"{name}: {self._value(tag, {**shared, **schema} if isinstance(schema, dict) else {})}"
-            )
-        head, end = self.lark(f'<{DSML}invoke name="{tool.name}">\n'), self.lark(f"</{DSML}invoke>\n")
-        return [f"{rule}: {head} {' '.join(words)} {end}", *lines]
+        schemas = ToolSchemas(tool)
 
-    def _value(self, tag: str, schema: Mapping[str, Json]) -> str:
+        def member(key: str | None, schema: Schema) -> str:
+            head = f'<{DSML}parameter name="'
+            name = rules.terminal(_KEY) if key is None else ""
+            return f"{self.lark(head + (key or ''))} {name} ({self._value(rules, schemas, schema)})"
+
+        inner = parameters(
+            schemas, member, lambda key: '"' not in key and MARK not in key,
+            is_exact=is_forced or tool.is_strict,
+        )  # fmt: skip
+        head, end = self.lark(f'<{DSML}invoke name="{tool.name}">\n'), self.lark(f"</{DSML}invoke>\n")
+        return rules.rule(f"{head} {inner} {end}")
+
+    def _value(self, rules: Rules, schemas: ToolSchemas, schema: Schema) -> str:
         """A value and its tags: as bare text, as JSON, or, where the schema leaves that open, as either."""
-        end = self.lark(f"</{DSML}parameter>\n")
-        kind, values = schema.get("type"), schema.get("enum")
-        text, value = self.lark(f'{tag}"true">'), self.lark(f'{tag}"false">')
-        if isinstance(values, list) and all(isinstance(one, str) for one in values):
-            return f"{text} ({' | '.join(lark_literal(str(one)) for one in values)}) {end}"
-        if kind == "string":
-            return f"{text} text"
-        return f"{value} {lark_json(schema)} {end}" + ("" if isinstance(kind, str) else f" | {text} text")
+        value, end = schemas.value(schema), f"</{DSML}parameter>\n"
+        texts = texts_of(value)
+        forms = []
+        if texts:
+            forms.append(f"{self.lark(_TEXT)} {text_body(rules, self, texts, end)}")
+        if not texts or value.types != STRING:
+            as_json = rules.rule(lark_json(schemas.alone(schema)))
+            forms.append(f"{self.lark(_JSON)} {as_json} {self.lark(end)}")
+        return " | ".join(forms)

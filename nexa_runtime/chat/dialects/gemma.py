@@ -1,4 +1,4 @@
-"""Gemma 4 and FunctionGemma: arguments nearly as JSON, with strings between marks of their own.
+"""Gemma 4 and FunctionGemma: arguments nearly as JSON, with strings between marks of their own; JSON too.
 
 Owns the format and its grammar. The registry picks it, ``serving`` feeds its parsers.
 """
@@ -8,15 +8,15 @@ import string
 from collections.abc import Sequence
 from typing import ClassVar
 
-from nexa_runtime.chat.dialects.base import Dialect, Parser, ReasoningTags
+from nexa_runtime.chat.dialects.base import Dialect, Parser, ReasoningTags, plain
 from nexa_runtime.chat.dialects.calls import CallParser, NotACallError
 from nexa_runtime.chat.dialects.gemma_rules import arguments_rule
-from nexa_runtime.chat.dialects.json_scan import is_json
+from nexa_runtime.chat.dialects.json_scan import is_json, text_of
 from nexa_runtime.chat.dialects.lark_rules import Opened, Rules, forced, free
 from nexa_runtime.chat.dialects.reading import Steps, Stops
 from nexa_runtime.chat.dialects.reasoning import with_reasoning
 from nexa_runtime.chat.dialects.typed_text import PYTHON_CONSTANTS, escaped
-from nexa_runtime.chat.dialects.words import plain, run, until, word
+from nexa_runtime.chat.dialects.words import run, until, word
 from nexa_runtime.chat.messages import Tool
 
 _MAX_DEPTH = 64
@@ -49,7 +49,8 @@ class Gemma4(Dialect):
     def grammar(self, tools: Sequence[Tool], *, is_forced: bool, is_parallel: bool) -> str:
         rules = Rules()
         calls = " | ".join(
-            f"{self.lark(f'call:{tool.name}')} {arguments_rule(rules, self, tool, self._quote)}"
+            f"{self.lark(f'call:{tool.name}')} "
+            f"{arguments_rule(rules, self, tool, self._quote, is_forced=is_forced)}"
             for tool in tools
         )
         rest = rules.rule(f"({calls}) {self.lark(self._closing)}")
@@ -101,6 +102,8 @@ class _GemmaParser(CallParser):
             self._add('"')
             yield from until(self._reader, self._quotes, self._text)
             self._add('"')
+        elif (yield from self._reader.peek()) == '"':
+            yield from self._json(self._add)
         elif (yield from self._reader.literal("{")):
             yield from self._object(depth)
         elif (yield from self._reader.literal("[")):
@@ -119,6 +122,9 @@ class _GemmaParser(CallParser):
             if (yield from self._reader.literal(self._quote)):
                 key = yield from word(self._reader, self._quote, _MAX_KEY)
                 yield from self._reader.space()
+                yield from self._expect(":")
+            elif (yield from self._reader.peek()) == '"':
+                key = text_of((yield from self._json_text()))
                 yield from self._expect(":")
             else:
                 key = (yield from word(self._reader, ":", _MAX_KEY)).strip()

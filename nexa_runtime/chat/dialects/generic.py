@@ -11,13 +11,14 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from nexa_runtime.chat.dialects.base import Dialect, Parser, ReasoningTags, lark_literal
+from nexa_runtime.chat.dialects.base import Dialect, Parser, ReasoningTags, lark_json, lark_literal
 from nexa_runtime.chat.dialects.calls import CallParser, NotACallError
-from nexa_runtime.chat.dialects.free_text import TEXT, rules_of_calls
 from nexa_runtime.chat.dialects.json_scan import Unescaper, text_of
+from nexa_runtime.chat.dialects.lark_rules import Rules, named_calls
 from nexa_runtime.chat.dialects.prompts import call_list, tool_list, with_system_text
 from nexa_runtime.chat.dialects.reading import Steps
 from nexa_runtime.chat.dialects.reasoning import with_reasoning
+from nexa_runtime.chat.dialects.string_rules import ANY
 from nexa_runtime.chat.messages import Conversation, Message, Role, Tool, ToolMode
 
 _THINK = ReasoningTags("<think>", "</think>")
@@ -115,23 +116,25 @@ class Generic(Dialect):
         )
 
     def grammar(self, tools: Sequence[Tool], *, is_forced: bool, is_parallel: bool) -> str:
+        rules = Rules()
+        call = named_calls(rules, self, tools, '{"name": "', '", "arguments": ', "}")
+        more = f'(", " {call})*' if is_parallel else ""
         begin, end = lark_literal(f'{{"{_CALLS_KEY}": ['), lark_literal("]}")
-        more = '(", " call)*' if is_parallel else ""
-        lines = [f"start: {begin} call {more} {end}"]
-        if not is_forced:
-            before = lark_literal(f'{{"{_RESPONSE_KEY}": ')
-            lines = [
-                f'start: {"thought?" if self.reasoning else ""} (calls | {before} said "}}")',
-                f"calls: {begin} call {more} {end}",
-                'said: %json {"type": "string"}',
-            ]
-            if self.reasoning:
-                opening, closing = self.lark(_THINK.opening), self.lark(_THINK.closing)
-                is_token = _THINK.closing in self.special_texts
-                inner = f"TEXT {closing}" if is_token else "inside"
-                lines += [f"thought: {opening} {inner} /[ \\n]*/", TEXT]
-                lines += [] if is_token else [f"inside[lazy]: TEXT {closing}"]
-        return "\n".join([*lines, rules_of_calls(self, tools, '{"name": "', '", "arguments": ', "}")])
+        calls = f"{begin} {call} {more} {end}"
+        if is_forced:
+            return rules.grammar(calls)
+        text = rules.rule(lark_json({"type": "string"}))
+        said = " ".join([lark_literal(f'{{"{_RESPONSE_KEY}": '), text, lark_literal("}")])
+        thought = f"({self._thought(rules)})?" if self.reasoning else ""
+        return rules.grammar(f"{thought} ({calls} | {said})")
+
+    def _thought(self, rules: Rules) -> str:
+        """A rule's text for reasoning."""
+        text, closing = rules.terminal(f"/{ANY}/"), self.lark(_THINK.closing)
+        inner = f"{text} {closing}"
+        if _THINK.closing not in self.special_texts:
+            inner = rules.rule(inner, "[lazy]")
+        return rf"{self.lark(_THINK.opening)} {inner} /[ \n]*/"
 
 
 def _plain_turns(messages: Sequence[Message]) -> tuple[Message, ...]:

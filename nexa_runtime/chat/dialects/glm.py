@@ -38,7 +38,8 @@ class Glm(Dialect):
         rules = Rules()
         tags = XmlTags(_KEY, f"{_KEY_END}\n{_VALUE}", f"{_VALUE_END}\n")
         functions = [
-            f"{self.lark(tool.name + chr(10))} {xml_parameters(rules, self, tool, tags)}" for tool in tools
+            self.lark(f"{tool.name}\n") + " " + xml_parameters(rules, self, tool, tags, is_forced=is_forced)
+            for tool in tools
         ]
         rest = rules.rule(f"({' | '.join(functions)}) {self.lark(_CALL_END)}")
         if is_forced:

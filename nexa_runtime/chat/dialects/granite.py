@@ -28,9 +28,9 @@ class Granite(ShapeDialect):
 
     def prepare(self, conversation: Conversation) -> Conversation:
         """These templates show a message's content only: calls become part of it."""
-        return replace(conversation, messages=tuple(map(_shown, conversation.messages)))
+        return replace(conversation, messages=tuple(map(self._shown, conversation.messages)))
 
-
-def _shown(message: Message) -> Message:
-    calls = f"<|tool_call|>{call_list(message.tool_calls)}" if message.tool_calls else ""
-    return replace(message, content=(message.content or "") + calls, tool_calls=())
+    def _shown(self, message: Message) -> Message:
+        mark = self.marked(self.shape.trigger)
+        calls = f"{mark}{call_list(message.tool_calls)}" if message.tool_calls else ""
+        return replace(message, content=(message.content or "") + calls, tool_calls=())

@@ -16,12 +16,14 @@ from nexa_runtime.chat.dialects.base import (
     ReasoningTags,
     lark_json,
     new_call_id,
+    plain,
 )
 from nexa_runtime.chat.dialects.calls import NotACallError
-from nexa_runtime.chat.dialects.lark_rules import ANY, Rules
+from nexa_runtime.chat.dialects.lark_rules import Rules
 from nexa_runtime.chat.dialects.prompts import one_call_per_turn
 from nexa_runtime.chat.dialects.reading import Sink, SteppedParser, Steps, Stops, TrailingSpace
-from nexa_runtime.chat.dialects.words import plain, word
+from nexa_runtime.chat.dialects.string_rules import ANY
+from nexa_runtime.chat.dialects.words import word
 from nexa_runtime.chat.messages import Conversation, Message, Tool
 
 _START, _CHANNEL, _CONSTRAIN = "<|start|>", "<|channel|>", "<|constrain|>"
@@ -147,6 +149,9 @@ class _HarmonyParser(SteppedParser):
             if self._opening or (yield from self._reader.literal(one)):
                 break
         else:
+            if self._is_constrained and self._reader.is_at_end:
+                self._reader.rest()
+                self._reader.taken.clear()
             return _Header()
         try:
             yield from word(self._reader, self._header_end, _MAX_HEADER)

@@ -3,10 +3,15 @@
 Owns the family's texts. ``registry`` chooses it.
 """
 
+import re
+
 from nexa_runtime.chat.dialects.base import ReasoningTags
 from nexa_runtime.chat.dialects.prompts import with_content
 from nexa_runtime.chat.dialects.shape import Shape, ShapeDialect
 from nexa_runtime.chat.messages import Conversation
+
+_JSON_CALL = re.compile(r"""["']name\\?["']\s*:""")
+"""What a template that writes a call as JSON has, in whatever quotes."""
 
 
 class Hermes(ShapeDialect):
@@ -19,7 +24,7 @@ class Hermes(ShapeDialect):
 
     @classmethod
     def fits(cls, template: str) -> bool:
-        return "<tool_call>" in template
+        return "<tool_call>" in template and _JSON_CALL.search(template) is not None
 
     def prepare(self, conversation: Conversation) -> Conversation:
         """These templates look into the content of every message."""

@@ -3,21 +3,15 @@
 Owns the rules that the dialects share. It knows no family; ``Dialect.grammar`` puts its parts together.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nexa_runtime.chat.dialects.base import Dialect, lark_literal
-from nexa_runtime.chat.dialects.typed_text import Schema, object_of, resolved, types
+from nexa_runtime.chat.dialects.base import Dialect, UnsupportedSchemaError, lark_json, lark_literal
+from nexa_runtime.chat.dialects.string_rules import ANY, regex
+from nexa_runtime.chat.messages import Tool
 
-ANY = "(.|\\n)*"
-_MAX_LEAST = 1000
-"""A text that must be longer is too much for the grammar."""
-_ESCAPE = r"\\[dDwWsSntr.\\/+*?()\[\]{}|^$-]"
-_PLAIN_PATTERN = re.compile(
-    rf"(?:{_ESCAPE}|\[\^?(?:{_ESCAPE}|(?!--)[^\]\\\[&~|])+\]|\{{\d+(?:,\d*)?\}}|[^\\^$\[\]{{}}])*"
-)
-"""Patterns that mean the same to all who read regular expressions."""
+_MAX_CHARS = 2**20
+"""Of one grammar; more is refused later anyhow."""
 
 
 class Rules:
@@ -26,6 +20,7 @@ class Rules:
     def __init__(self) -> None:
         self._names: dict[str, str] = {}
         self._lines: list[str] = []
+        self._num_chars = 0
 
     def rule(self, text: str, options: str = "") -> str:
         """The name of a rule."""
@@ -52,6 +47,9 @@ class Rules:
     def _name(self, kind: str, text: str, options: str) -> str:
         key = f"{kind}{options}: {text}"
         if key not in self._names:
+            self._num_chars += len(key)
+            if self._num_chars > _MAX_CHARS:
+                raise UnsupportedSchemaError(None, "$ref", "they are too large together")
             name = f"{kind}{len(self._names)}"
             self._names[key] = name
             self._lines.append(f"{name}{options}: {text}")
@@ -102,12 +100,28 @@ def free(
     return rules.grammar(f"{start} ({text} | {call} {end}){first and f' | {first} {end}'}")
 
 
-def text_body(rules: Rules, dialect: Dialect, schema: Schema, stop: str) -> str:
-    """Bare text of a schema for strings, and the ``stop`` after it, which is not in it."""
-    text = rules.terminal(_without(_limits(_string_branch(schema)), [stop.strip()]))
-    if len(dialect.split(stop)) > 1 or stop in dialect.special_texts:
+def text_body(rules: Rules, dialect: Dialect, texts: Sequence[str], stop: str) -> str:
+    """Bare text that one of the expressions ``texts`` describes, and the ``stop`` after it, which is not in
+    it.
+    """
+    text = texts[0] if len(texts) == 1 else rules.terminal(" | ".join(map(rules.terminal, texts)))
+    text = rules.terminal(_without(text, [stop.strip()]))
+    letters, *rest = dialect.split(stop)
+    if letters in dialect.special_texts:
         return f"{text} {dialect.lark(stop)}"
-    return rules.terminal(f"{text} {lark_literal(stop)}")
+    # In one lexeme with the text, which would swallow it.
+    return f"{rules.terminal(f'{text} {lark_literal(letters)}')} {dialect.lark(''.join(rest))}"
+
+
+def named_calls(
+    rules: Rules, dialect: Dialect, tools: Sequence[Tool], before_name: str, before_arguments: str, after: str
+) -> str:
+    """A rule for a call: one of the tools, its name between the texts given, with arguments by its schema."""
+    calls = []
+    for tool in tools:
+        head = dialect.lark(before_name + tool.name + before_arguments)
+        calls.append(f"{head} {rules.rule(lark_json(tool.parameters))} {dialect.lark(after)}")
+    return rules.rule(" | ".join(calls))
 
 
 def listed(rules: Rules, items: Sequence[tuple[str, bool]], separator: str) -> str:
@@ -126,41 +140,4 @@ def listed(rules: Rules, items: Sequence[tuple[str, bool]], separator: str) -> s
 
 def _without(text: str, stops: Sequence[str]) -> str:
     """A terminal for ``text`` in which none of ``stops`` is."""
-    for stop in stops:
-        text += f" & ~/(?s:.*){re.escape(stop).replace('/', chr(92) + '/')}(?s:.*)/"
-    return text
-
-
-def _string_branch(schema: Schema) -> Schema:
-    """Where the schema speaks of strings."""
-    branches = schema.get("anyOf", schema.get("oneOf"))
-    if isinstance(branches, list):
-        schemas = (resolved(object_of(one), schema) for one in branches)
-        return next((one for one in schemas if "string" in types(one)), schema)
-    return schema
-
-
-def _limits(schema: Schema) -> str:
-    """A terminal for texts as long as the schema wants, and of its pattern where that is a simple one."""
-    least, most = schema.get("minLength"), schema.get("maxLength")
-    least = max(least, 0) if isinstance(least, int) and least <= _MAX_LEAST else 0
-    upper = most if isinstance(most, int) else ""
-    text = f"/(.|\\n){{{least},{upper}}}/" if least or upper != "" else f"/{ANY}/"
-    pattern = schema.get("pattern")
-    if isinstance(pattern, str) and (regex := _anchored(pattern)) is not None:
-        text = f"{text} & /{regex}/"
-    return text
-
-
-def _anchored(pattern: str) -> str | None:
-    """The expression for whole texts in which ``pattern`` is found; None if it is not a simple one."""
-    starts, ends = pattern.startswith("^"), pattern.endswith("$") and not pattern.endswith("\\$")
-    inner = pattern[starts : len(pattern) - ends]
-    if not _PLAIN_PATTERN.fullmatch(inner) or "(?" in inner or ("|" in inner and (starts or ends)):
-        return None
-    try:
-        re.compile(inner)
-    except re.error:
-        return None
-    inner = re.sub(r"(?<!\\)/", r"\\/", inner)
-    return ("" if starts else ANY) + f"({inner})" + ("" if ends else ANY)
+    return text + "".join(f" & ~/{ANY}{regex(stop)}{ANY}/" for stop in stops)

@@ -9,9 +9,10 @@ from dataclasses import replace
 
 from nexa_runtime.chat.dialects.base import Dialect, Parser, lark_literal
 from nexa_runtime.chat.dialects.calls import CallParser, NotACallError
-from nexa_runtime.chat.dialects.free_text import TEXT, lark_regex, rules_of_calls
+from nexa_runtime.chat.dialects.lark_rules import Rules, named_calls
 from nexa_runtime.chat.dialects.prompts import one_call_per_turn
 from nexa_runtime.chat.dialects.reading import Steps
+from nexa_runtime.chat.dialects.string_rules import ANY, regex
 from nexa_runtime.chat.messages import Conversation, Tool
 
 _TAG = "<|python_tag|>"
@@ -86,15 +87,12 @@ class Llama3(Dialect):
         return Llama3Parser(self, tools, is_constrained=is_constrained)
 
     def grammar(self, tools: Sequence[Tool], *, is_forced: bool, is_parallel: bool) -> str:
-        begin = lark_literal(_BEFORE_NAME)
-        calls = f"call ({lark_literal(_SEPARATOR)} {begin} call)*" if is_parallel else "call"
+        rules, begin = Rules(), lark_literal(_BEFORE_NAME)
+        call = named_calls(rules, self, tools, "", _BEFORE_ARGUMENTS, _AFTER_ARGUMENTS)
+        calls = f"{call} ({lark_literal(_SEPARATOR)} {begin} {call})*" if is_parallel else call
         if is_forced:
-            start = f"start: {begin} {calls}"
-        else:
-            tagged = f"({self.lark(_TAG)} {begin} {calls})?" if _TAG in self.special_texts else ""
-            start = (
-                f"start: PLAIN {tagged} | head {calls}\n"
-                f"head[lazy]: /[ \\n\\t]*/ {begin}\n"
-                f"PLAIN: TEXT & ~/[ \\n\\t]*{lark_regex(_BEFORE_NAME)}(.|\\n)*/\n{TEXT}"
-            )
-        return f"{start}\n{rules_of_calls(self, tools, '', _BEFORE_ARGUMENTS, _AFTER_ARGUMENTS)}"
+            return rules.grammar(f"{begin} {calls}")
+        tagged = f"({self.lark(_TAG)} {begin} {calls})?" if _TAG in self.special_texts else ""
+        text = rules.terminal(rf"/{ANY}/ & ~/[ \n\t]*{regex(_BEFORE_NAME)}{ANY}/")
+        head = rules.rule(rf"/[ \n\t]*/ {begin}", "[lazy]")
+        return rules.grammar(f"{text} {tagged} | {head} {calls}")

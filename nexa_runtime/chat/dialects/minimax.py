@@ -41,7 +41,7 @@ class MiniMax(Dialect):
         call = rules.rule(
             " | ".join(
                 f"{self.lark(f'{_INVOKE}{tool.name}{_NAME_END}' + chr(10))}"
-                f" {xml_parameters(rules, self, tool, tags)} {end}"
+                f" {xml_parameters(rules, self, tool, tags, is_forced=is_forced)} {end}"
                 for tool in tools
             )
         )

@@ -8,14 +8,16 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from nexa_runtime.chat.dialects.json_scan import SPACE, is_json
 from nexa_runtime.chat.messages import Conversation, Json, Message, Role, Tool, ToolCall
 
 
 def arguments_value(call: ToolCall) -> Json:
-    """The arguments as an object; as they are, where they are none."""
+    """The arguments as an object; as they are, where they are none, or too deep to be written again."""
+    text = call.arguments.strip(SPACE)
     try:
-        value: Json = json.loads(call.arguments)
-    except (ValueError, RecursionError):
+        value: Json = json.loads(text) if is_json(text) else call.arguments
+    except ValueError:  # a number of too many digits
         return call.arguments
     return value
 

@@ -9,9 +9,10 @@ import math
 import re
 import string
 
+from nexa_runtime.chat.dialects.base import plain
 from nexa_runtime.chat.dialects.calls import NotACallError
 from nexa_runtime.chat.dialects.reading import Reader, Steps, Stops
-from nexa_runtime.chat.dialects.words import char, expect, plain, run, until
+from nexa_runtime.chat.dialects.words import char, expect, run, until
 
 _MAX_DEPTH = 64
 _MAX_NUMBER = 400

@@ -8,18 +8,19 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import ClassVar
 
-from nexa_runtime.chat.dialects.base import Dialect, Parser, ReasoningTags, lark_json, lark_literal
+from nexa_runtime.chat.dialects.base import MARK, Dialect, Parser, ReasoningTags, lark_json, lark_literal
 from nexa_runtime.chat.dialects.calls import CallParser, NotACallError
 from nexa_runtime.chat.dialects.lark_rules import Opened, Rules, free, listed
+from nexa_runtime.chat.dialects.prompts import arguments_value
 from nexa_runtime.chat.dialects.python_values import read_literal
 from nexa_runtime.chat.dialects.reading import Steps
 from nexa_runtime.chat.dialects.reasoning import with_reasoning
-from nexa_runtime.chat.dialects.typed_text import Schema, described, is_open, loads, resolved, types
+from nexa_runtime.chat.dialects.tool_schemas import Schema, ToolSchemas
 from nexa_runtime.chat.dialects.words import word
 from nexa_runtime.chat.messages import Conversation, Message, Tool, ToolCall
 
 _MAX_KEY = 256
-_NO_KEY = frozenset("\"'()[]{},\n")
+_NO_KEY = frozenset("\"'()[]{},\n=" + MARK)
 _FIRST = r"/[ \t\n\r]*\[[ \t\n\r]*/"
 """What may stand before calls without markers."""
 _BOOLEAN = '("True" | "False")'
@@ -47,7 +48,10 @@ class Pythonic(Dialect):
 
     def grammar(self, tools: Sequence[Tool], *, is_forced: bool, is_parallel: bool) -> str:
         rules = Rules()
-        calls = [(f"{tool.name}(", rules.rule(f'{self._arguments(rules, tool)} ")"')) for tool in tools]
+        calls = [
+            (f"{tool.name}(", rules.rule(f'{_arguments(rules, tool, is_forced=is_forced)} ")"'))
+            for tool in tools
+        ]
         call = rules.rule(" | ".join(f"{lark_literal(head)} {arguments}" for head, arguments in calls))
         more = f"({lark_literal(', ')} {call})*" if is_parallel else ""
         marked = rules.rule(f'"[" {call} {more} "]" {self.lark(self._closing)}')
@@ -61,19 +65,6 @@ class Pythonic(Dialect):
         ]
         first = rules.rule(f'({" | ".join(heads)}) {more} "]"')
         return free(rules, self, [Opened(self._opening, marked)], is_parallel=is_parallel, first=first)
-
-    def _arguments(self, rules: Rules, tool: Tool) -> str:
-        if is_open(tool.parameters):
-            argument = f'{rules.terminal("/[A-Za-z_][A-Za-z0-9_]{0,63}/")} "=" {_value(rules, {})}'
-            return f'({argument} (", " {argument})*)?'
-        items = [
-            (
-                rules.rule(f"{lark_literal(key + '=')} {_value(rules, resolved(schema, tool.parameters))}"),
-                is_required,
-            )
-            for key, (schema, is_required) in described(tool.parameters).items()
-        ]
-        return listed(rules, items, ", ")
 
 
 class Lfm2(Pythonic):
@@ -100,7 +91,8 @@ class Lfm2(Pythonic):
         if not message.tool_calls:
             return message
         calls = ", ".join(map(_python_call, message.tool_calls))
-        text = f"{message.content or ''}{self._opening}[{calls}]{self._closing}"
+        opening, closing = self.marked(self._opening), self.marked(self._closing)
+        text = f"{message.content or ''}{opening}[{calls}]{closing}"
         return replace(message, content=text, tool_calls=())
 
 
@@ -150,18 +142,39 @@ class _PythonicParser(CallParser):
         self._close()
 
 
-def _value(rules: Rules, schema: Schema) -> str:
+def _arguments(rules: Rules, tool: Tool, *, is_forced: bool) -> str:
+    """A rule's text for all the arguments of ``tool``, in order."""
+    schemas, is_exact = ToolSchemas(tool), is_forced or tool.is_strict
+    arguments = schemas.arguments(is_exact=is_exact)
+    if arguments.extra is not None:
+        name = rules.terminal("/[A-Za-z_][A-Za-z0-9_]{0,63}/")
+        argument = f'{name} "=" {_value(rules, schemas, arguments.extra)}'
+        return f'({argument} (", " {argument})*)?'
+    items = []
+    for key, (schema, is_required) in arguments.properties.items():
+        if _can_be_key(key):
+            value = _value(rules, schemas, schema)
+            items.append((rules.rule(f"{lark_literal(key + '=')} {value}"), is_required))
+        elif is_required and is_exact:
+            schemas.refuse("properties", f"the model cannot write the name of the property {key[:80]!r}")
+    return listed(rules, items, ", ")
+
+
+def _can_be_key(key: str) -> bool:
+    """Whether the parser reads such a key as it was written."""
+    return key == key.strip() and 0 < len(key) <= _MAX_KEY and _NO_KEY.isdisjoint(key)
+
+
+def _value(rules: Rules, schemas: ToolSchemas, schema: Schema) -> str:
     """A value: JSON is Python enough, but for constants alone."""
-    if types(schema) == {"boolean"} and "enum" not in schema and "const" not in schema:
+    value = schemas.value(schema)
+    if value.types == {"boolean"} and value.is_free:
         return _BOOLEAN
-    return rules.rule(lark_json(schema))
+    return rules.rule(lark_json(schemas.alone(schema)))
 
 
 def _python_call(call: ToolCall) -> str:
-    try:
-        arguments = loads(call.arguments)
-    except ValueError:
-        arguments = None
+    arguments = arguments_value(call)
     items = arguments.items() if isinstance(arguments, dict) else ()
     return f"{call.name}({', '.join(f'{key}={_python(value)}' for key, value in items)})"
 

@@ -41,13 +41,10 @@ class Qwen3Coder(Dialect):
     def grammar(self, tools: Sequence[Tool], *, is_forced: bool, is_parallel: bool) -> str:
         rules = Rules()
         end = self.lark(f"{_FUNCTION_END}\n{self._outer_end}")
-        functions = [
-            (
-                f"{_FUNCTION}{tool.name}>",
-                rules.rule(f"{_LINE}{xml_parameters(rules, self, tool, self._tags)} {end}"),
-            )
-            for tool in tools
-        ]
+        functions: list[tuple[str, str]] = []
+        for tool in tools:
+            inner = xml_parameters(rules, self, tool, self._tags, is_forced=is_forced)
+            functions.append((f"{_FUNCTION}{tool.name}>", rules.rule(f"{_LINE}{inner} {end}")))
         function = rules.rule(" | ".join(f"{lark_literal(head)} {rest}" for head, rest in functions))
         if is_forced:
             call = rules.rule(f"{self.lark(self._outer)} {rules.rule(_LINE + function)}")

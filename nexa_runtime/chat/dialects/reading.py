@@ -57,6 +57,23 @@ class Reader:
         """Nothing follows."""
         self._is_over = True
 
+    @property
+    def is_at_end(self) -> bool:
+        """Whether no text follows what is there."""
+        return self._is_over
+
+    def rest(self) -> str:
+        """Reads all that is there."""
+        return self._take(len(self._text))
+
+    def unread(self, text: str) -> None:
+        """Puts back what was read last."""
+        self._text = text + self._text[self._at :]
+        self._at = 0
+        size = len(text)
+        while size > 0:
+            size -= len(self.taken.pop())
+
     def peek(self) -> Steps[str]:
         """The next character; empty at the end."""
         while self._at == len(self._text) and not self._is_over:
@@ -94,14 +111,18 @@ class Reader:
             self._take(match.end())
         return name
 
-    def text(self, stops: Stops, sink: Sink) -> Steps[str | None]:
-        """Reads up to the first of ``stops``, and that, which it returns; None at the end of all text."""
+    def text(self, stops: Stops, sink: Sink, *, leaves_rest: bool = False) -> Steps[str | None]:
+        """Reads up to the first of ``stops``, and that, which it returns; None at the end of all text, where
+        ``leaves_rest`` leaves what may be the beginning of one.
+        """
         while (yield from self.peek()):
             if match := stops.pattern.search(self._text, self._at):
                 self._give(match.start(), sink)
                 self._take(match.end())
                 return match[0]
             self._give(stops.first_maybe(self._text, self._at), sink)
+            if self._is_over and leaves_rest:
+                return None
             if self._is_over:
                 self._give(len(self._text), sink)
             elif self._at < len(self._text):

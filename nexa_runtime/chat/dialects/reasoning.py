@@ -4,31 +4,35 @@ Owns two stages that are put in front of a parser of calls. They never look for 
 build their parsers with ``with_reasoning`` and ``WrappedStage``.
 """
 
-from nexa_runtime.chat.dialects.base import MARK, ChatDelta, Dialect, Parser
+from nexa_runtime.chat.dialects.base import ChatDelta, Dialect, Parser, plain
 from nexa_runtime.chat.dialects.reading import SteppedParser, Steps, Stops, TrailingSpace
-
-_NO_STOPS = Stops(())
 
 
 class _Stage(SteppedParser):
-    """Hands the text on to another parser."""
+    """Hands the text on to another parser, without a look at it once its own part is over."""
 
     def __init__(self, inner: Parser) -> None:
         super().__init__()
         self._inner = inner
+        self._is_passed = False
+
+    def feed(self, text: str) -> list[ChatDelta]:
+        return self._inner.feed(text) if self._is_passed else super().feed(text)
+
+    def finish(self) -> list[ChatDelta]:
+        return self._inner.finish() if self._is_passed else super().finish()
 
     def _pass_on(self, text: str) -> None:
         for delta in self._inner.feed(text):
             self._emit(delta)
 
-    def _pass_rest(self) -> Steps[None]:
-        yield from self._reader.text(_NO_STOPS, self._pass_rest_piece)
-        for delta in self._inner.finish():
-            self._emit(delta)
-
-    def _pass_rest_piece(self, text: str) -> None:
-        self._reader.taken.clear()
-        self._pass_on(text)
+    def _pass_rest(self) -> None:
+        """The inner parser reads on from here."""
+        self._pass_on(self._reader.rest())
+        self._is_passed = True
+        if self._reader.is_at_end:
+            for delta in self._inner.finish():
+                self._emit(delta)
 
 
 class ReasoningStage(_Stage):
@@ -51,11 +55,11 @@ class ReasoningStage(_Stage):
             yield from self._reader.space()
         else:
             self._pass_on(space)
-        yield from self._pass_rest()
+        self._pass_rest()
 
     def _think(self, text: str) -> None:
         self._reader.taken.clear()
-        self._say(self._space.add(text.replace(MARK, "")))
+        self._say(self._space.add(plain(text)))
 
     def _say(self, text: str) -> None:
         if text:
@@ -80,7 +84,7 @@ class WrappedStage(_Stage):
             yield from self._reader.space()
         else:
             self._pass_on(space)
-        yield from self._pass_rest()
+        self._pass_rest()
 
     def _unwrap(self, text: str) -> None:
         self._reader.taken.clear()

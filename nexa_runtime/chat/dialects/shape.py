@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from nexa_runtime.chat.dialects.base import Dialect, Parser, ReasoningTags
 from nexa_runtime.chat.dialects.calls import CallParser
-from nexa_runtime.chat.dialects.free_text import free_text, rules_of_calls
+from nexa_runtime.chat.dialects.lark_rules import Opened, Rules, forced, free, named_calls
 from nexa_runtime.chat.dialects.reading import Steps
 from nexa_runtime.chat.dialects.reasoning import WrappedStage, with_reasoning
 from nexa_runtime.chat.messages import Tool
@@ -85,16 +85,16 @@ class ShapeDialect(Dialect):
         return ShapeParser(self, (self.shape, *self.other_shapes), tools, is_constrained=is_constrained)
 
     def grammar(self, tools: Sequence[Tool], *, is_forced: bool, is_parallel: bool) -> str:
-        shape, lark = self.shape, self.lark
-        rest = f"{lark(shape.opening)} call {lark(shape.closing)}"
-        first = f"{lark(shape.trigger)} rest"
-        start = f"start: {first}"
-        if is_parallel and shape.between_blocks is not None:
-            start = f"{start} ({lark(shape.between_blocks)} {first})*"
-        elif is_parallel:
-            rest = f"{lark(shape.opening)} call ({lark(shape.separator)} call)* {lark(shape.closing)}"
+        shape, lark, rules = self.shape, self.lark, Rules()
+        call = named_calls(
+            rules, self, tools, shape.before_name, shape.before_arguments, shape.after_arguments
+        )
+        has_many = is_parallel and shape.between_blocks is None
+        calls = f"{call} ({lark(shape.separator)} {call})*" if has_many else call
+        rest = rules.rule(f"{lark(shape.opening)} {calls} {lark(shape.closing)}")
         if not is_forced:
-            tags = (self.wrapping.opening, self.wrapping.closing) if self.wrapping else ()
-            start = free_text(self, shape.trigger, is_parallel=is_parallel, tags=tags)
-        call = (shape.before_name, shape.before_arguments, shape.after_arguments)
-        return "\n".join([start, f"rest: {rest}", rules_of_calls(self, tools, *call)])
+            return free(rules, self, [Opened(shape.trigger, rest)], is_parallel=is_parallel)
+        block = f"{lark(shape.trigger)} {rest}"
+        return forced(
+            rules, self, block, shape.between_blocks or "", is_parallel=is_parallel and not has_many
+        )

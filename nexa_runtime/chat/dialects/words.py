@@ -4,14 +4,9 @@ Owns the small readers that several families need. Each raises ``NotACallError``
 answer ends. The parsers of the dialects that are not plain JSON use them.
 """
 
-from nexa_runtime.chat.dialects.base import MARK
+from nexa_runtime.chat.dialects.base import plain
 from nexa_runtime.chat.dialects.calls import NotACallError
 from nexa_runtime.chat.dialects.reading import Reader, Sink, Steps, Stops
-
-
-def plain(text: str) -> str:
-    """``text`` as it is shown: markers are but their letters."""
-    return text.replace(MARK, "")
 
 
 def char(reader: Reader) -> Steps[str]:
@@ -51,7 +46,7 @@ def word(reader: Reader, stop: str, limit: int) -> Steps[str]:
 
 def until(reader: Reader, stops: Stops, sink: Sink) -> Steps[str]:
     """Reads up to and with one of ``stops``, which it returns."""
-    stop = yield from reader.text(stops, sink)
+    stop = yield from reader.text(stops, sink, leaves_rest=True)
     if stop is None:
         raise NotACallError
     return stop

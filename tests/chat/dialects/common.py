@@ -20,6 +20,7 @@ def common(write: Write, tags: ReasoningTags | None = None, *, has_marker: bool 
     """With ``tags``, reasoning too. ``has_marker``: calls begin with something that may be a token."""
     one = write(LIMA_TEXT)
     start, end = one.split(LIMA_TEXT[1])
+    two = write(LIMA_TEXT, TIME_TEXT)
     unknown = write(("rm", "{}"))
     broken = write(("get_weather", '{"city": Lima}'))
     transcripts = [
@@ -61,7 +62,29 @@ def common(write: Write, tags: ReasoningTags | None = None, *, has_marker: bool 
             calls=(("get_weather", '{"city": "Li'),),
             is_constrained=(True,),
         ),
-        Transcript("cut in the beginning", f"Hi\n{start[:6]}", content=f"Hi\n{start[:6]}"),
+        Transcript(
+            "cut in the beginning", f"Hi\n{start[:6]}", content=f"Hi\n{start[:6]}", is_constrained=(False,)
+        ),
+        *(
+            Transcript(
+                f"cut in the opening, forced: {end}", start[:end], is_constrained=(True,), are_tokens=(False,)
+            )
+            for end in range(1, start.index("get_weather") + 10)
+        ),
+        Transcript("cut in the name, forced", one[: one.index("get_weather") + 5], is_constrained=(True,)),
+        Transcript(
+            "cut in the opening of the second, forced",
+            two[: two.rindex("get_time") + 4],
+            calls=(LIMA,),
+            is_constrained=(True,),
+        ),
+        Transcript(
+            "cut in the end, forced",
+            one[: len(one) - len(end) // 2],
+            calls=(LIMA,),
+            is_constrained=(True,),
+            are_tokens=(False,),
+        ),
         Transcript("a stray end", f"Hi {end} you", content=f"Hi {end} you"),
         Transcript("no tools", f"{one}\n", content=f"{one}\n", tools=()),
         Transcript(

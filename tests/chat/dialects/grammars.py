@@ -5,6 +5,7 @@ import random
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 
+from jsonschema import Draft202012Validator, FormatChecker
 from llguidance import LLMatcher
 from llguidance.llamacpp import lltokenizer_from_vocab
 
@@ -16,6 +17,8 @@ from tests.chat.dialects.transcripts import TOOLS, Answer, run
 _SPECIAL = (1, 0)
 """Tokens of the vocabulary that stand in for markers. There are but two besides the end."""
 _MAX_STEPS = 3000
+_FORMATS = ("email", "ipv4", "ipv6", "uuid")
+"""Those that are checked just as the standards say."""
 
 BOUNDED: tuple[Tool, ...] = (
     Tool(
@@ -105,6 +108,24 @@ class Grammars:
                     answers = self._answers(dialect, text)
                     assert all(answer.content == answer.reasoning == "" for answer in answers), text
                     assert all(is_parallel or len(answer.calls) == 1 for answer in answers), text
+
+    def check_values(self, kind: type[Dialect], tool: Tool, seeds: Iterable[int]) -> set[str]:
+        """Whatever a forced call of ``tool`` is, its schema takes the arguments. Returns their texts."""
+        validator = Draft202012Validator(dict(tool.parameters), format_checker=FormatChecker(_FORMATS))
+        found: set[str] = set()
+        for dialect in self.dialects(kind):
+            grammar = dialect.grammar([tool], is_forced=True, is_parallel=False)
+            self.check_valid(grammar)
+            for seed in seeds:
+                text = self._walk(dialect, grammar, seed)
+                for is_constrained in (False, True):
+                    answer = run(dialect, [text], tools=[tool], is_constrained=is_constrained)
+                    assert answer.content == "", (text, answer)
+                    ((_, arguments),) = answer.calls
+                    errors = [error.message for error in validator.iter_errors(json.loads(arguments))]
+                    assert not errors, (text, arguments, errors)
+                    found.add(arguments)
+        return found
 
     def check_free_walks(self, kind: type[Dialect], beginning: str, seeds: Iterable[int]) -> None:
         """However an answer that begins with ``beginning`` goes on, it has calls, and all are right."""

@@ -45,9 +45,17 @@ TRANSCRIPTS = [
     *(
         Transcript(f"other JSON: {text}", text, content=text)
         for text in (
-            "{}", '{"a": 1}', '{"tool_calls": []}', '{"tool_calls": {}}', '{"response": 1}', "[1]", "{",
+            "{}", '{"a": 1}', '{"tool_calls": []}', '{"tool_calls": {}}', '{"response": 1}', "[1]",
             '"a"', '{"tool_calls": [{"name": "rm", "arguments": {}}]}', '{"response" "a"}',
         )
+    ),
+    *(
+        Transcript(f"cut in the beginning: {text}", text, content=text, is_constrained=(False,))
+        for text in ("{", '{"tool_c', '{"tool_calls": [{"name": "get_w')
+    ),
+    *(
+        Transcript(f"cut in the beginning, constrained: {text}", text, is_constrained=(True,))
+        for text in ("{", '{"tool_c', '{"tool_calls": [{"name": "get_w', '{"response": ')
     ),
     Transcript("malformed", '{"response": "a" b', content='{"response": "a" b', is_constrained=(False,)),
     Transcript("cut, free", '{"response": "a\\n', content='{"response": "a\\n', is_constrained=(False,)),

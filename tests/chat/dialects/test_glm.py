@@ -77,7 +77,8 @@ TRANSCRIPTS = [
         calls=(("get_weather", '{"city": "Li'),),
         is_constrained=(True,),
     ),
-    Transcript("cut in the name", "<tool_call>get_", content="<tool_call>get_"),
+    Transcript("cut in the name", "<tool_call>get_", content="<tool_call>get_", is_constrained=(False,)),
+    Transcript("cut in the name, constrained", "<tool_call>get_", is_constrained=(True,)),
     Transcript("stray end", "Hi </tool_call> you</arg_value>", content="Hi </tool_call> you</arg_value>"),
     Transcript(
         "letters of a marker",

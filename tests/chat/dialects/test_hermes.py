@@ -102,7 +102,19 @@ TRANSCRIPTS = [
         "cut, constrained", f"Hi {CUT}", "Hi",
         calls=(("get_weather", '{"city": "Li'),), is_constrained=(True,),
     ),
-    Transcript("cut in the name", CUT[:30], content=CUT[:30]),
+    Transcript("cut in the name", CUT[:30], content=CUT[:30], is_constrained=(False,)),
+    *(
+        Transcript(f"cut in the opening, forced: {end}", CUT[:end],
+                   is_constrained=(True,), are_tokens=(False,))
+        for end in range(1, CUT.index("weather") + 6)
+    ),
+    Transcript("cut in the opening behind words", f"Hi \n{CUT[:30]}", content="Hi", is_constrained=(True,)),
+    Transcript(
+        "cut in the opening of the second",
+        f"{CALL}\n{CUT[:30]}",
+        calls=(LIMA,),
+        is_constrained=(True,),
+    ),
     Transcript("cut in the tag", "Hi <tool_", content="Hi <tool_"),
     Transcript(
         "broken off, constrained",
@@ -156,7 +168,7 @@ def test_when_the_parts_of_an_answer_are_handed_on() -> None:
             assert ended == [ChatDelta(call=CallDelta(0, 'ima"}'))]
         else:
             assert (began, went_on, ended) == ([], [], [call])
-        assert parser.finish() == [ChatDelta("</")]
+        assert parser.finish() == ([] if is_constrained else [ChatDelta("</")])
         assert parser.finish() == []
 
 

@@ -145,7 +145,8 @@ TABLES: dict[type[Dialect], list[Transcript]] = {
     CommandR: [
         *common(command_r, has_marker=False),
         *common(command_r_short, has_marker=False),
-        Transcript("plain actions", "Action: run!\nAction:", content="Action: run!\nAction:"),
+        Transcript("plain actions", "Action: run!\nAction: ", content="Action: run!\nAction: ",
+                   is_constrained=(False,)),
         Transcript(
             "a fence with something else", "Action:\n```json\n[1]\n```", content="Action:\n```json\n[1]\n```"
         ),

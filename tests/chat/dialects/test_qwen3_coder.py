@@ -126,7 +126,15 @@ TRANSCRIPTS = [
         is_constrained=(True,),
     ),
     Transcript("cut behind the function", WEATHER[:-13], calls=(LIMA,)),
-    Transcript("cut in the last tag", WEATHER[:-3], content="</tool_ca", calls=(LIMA,), are_tokens=(False,)),
+    Transcript("cut in the last tag", WEATHER[:-3], content="</tool_ca", calls=(LIMA,),
+               is_constrained=(False,), are_tokens=(False,)),
+    Transcript("cut in the last tag, constrained", WEATHER[:-3], calls=(LIMA,),
+               is_constrained=(True,), are_tokens=(False,)),
+    *(
+        Transcript(f"cut in the opening, forced: {end}", WEATHER[:end],
+                   is_constrained=(True,), are_tokens=(False,))
+        for end in range(1, WEATHER.index("weather") + 6)
+    ),
     Transcript("stray end", "Hi </tool_call> you", content="Hi </tool_call> you"),
     Transcript("half a tag", "a <tool_ b", content="a <tool_ b"),
     Transcript(
@@ -137,7 +145,7 @@ TRANSCRIPTS = [
         are_tokens=(True,),
     ),
     Transcript("no tools", WEATHER, content=WEATHER, tools=()),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("transcript", TRANSCRIPTS, ids=str)

@@ -2,19 +2,29 @@
 
 import pytest
 
-from nexa_runtime.chat.dialects.base import Dialect
-from nexa_runtime.chat.dialects.deepseek import CALL_BEGIN, CALLS_BEGIN, DeepSeek, DeepSeekR1
+from nexa_runtime.chat.dialects.base import MARK, Dialect
+from nexa_runtime.chat.dialects.deepseek import (
+    CALL_BEGIN,
+    CALL_END,
+    CALLS_BEGIN,
+    CALLS_END,
+    SEPARATOR,
+    DeepSeek,
+    DeepSeekR1,
+)
 from nexa_runtime.chat.dialects.dsml import DSML
 from nexa_runtime.chat.dialects.granite import Granite
 from nexa_runtime.chat.dialects.llama3 import Llama3
 from nexa_runtime.chat.dialects.mistral import Mistral
+from nexa_runtime.chat.dialects.pythonic import Lfm2
 from nexa_runtime.chat.dialects.registry import DIALECTS, choose
 from nexa_runtime.chat.messages import Conversation, Message, Role, ToolCall
-from tests.chat.dialects.transcripts import TOOLS
+from tests.chat.dialects.transcripts import TOOLS, with_tokens
 
 TEMPLATES = {
     "{{ '<tool_call>\\n{\"name\": ' }}<|im_start|>": "hermes",
-    "<|start_of_role|>{{ '<tool_call>' }}": "hermes",
+    """<|start_of_role|>{{ '<tool_call>' }}{\\"name\\": """: "hermes",
+    "{%- set opening = mark ~ '<tool_call>' %}{{ opening ~ '<invoke name=\"' ~ name }}": "generic",
     "<|start_of_role|>{{ 'write <|tool_call|> and a list' }}": "granite",
     "{{ '[TOOL_CALLS][' }}": "mistral",
     "{{ '[TOOL_CALLS]' + name + '[ARGS]' }}": "mistral_args",
@@ -87,6 +97,31 @@ def test_granites_calls_are_content() -> None:
         'Well.<|tool_call|>[{"name": "get_time", "arguments": {}}, '
         '{"name": "get_weather", "arguments": {"city": "é"}}]'
     )
+
+
+def test_markers_of_ones_own_are_marked() -> None:
+    """Those in what a client wrote are not."""
+    call = ToolCall("call_a", "get_time", '{"a": "<|tool_call|>"}')
+    turns = (Message(Role.ASSISTANT, "So <|tool_call|>", tool_calls=(call,)),)
+    (shown,) = with_tokens(Granite).prepare(Conversation(turns)).messages
+    assert shown.content == (
+        f'So <|tool_call|>{MARK}<|tool_call|>[{{"name": "get_time", "arguments": {{"a": "<|tool_call|>"}}}}]'
+    )
+    (written,) = with_tokens(Lfm2).prepare(Conversation(turns)).messages
+    assert written.content == (
+        f'So <|tool_call|>{MARK}<|tool_call_start|>[get_time(a="<|tool_call|>")]{MARK}<|tool_call_end|>'
+    )
+    system = with_tokens(DeepSeek).prepare(Conversation(TURNS, TOOLS)).messages[0]
+    marks = (CALLS_BEGIN, CALL_BEGIN, SEPARATOR, CALL_END, CALLS_END)
+    assert all(f"{MARK}{mark}" in (system.content or "") for mark in marks)
+
+
+@pytest.mark.parametrize("depth", [150, 980, 985, 990, 992, 994, 995, 1000, 100_000])
+@pytest.mark.parametrize("kind", DIALECTS.values())
+def test_arguments_may_be_nested_deeply(kind: type[Dialect], depth: int) -> None:
+    call = ToolCall("call_a", "get_time", '{"a": ' + "[" * depth + "]" * depth + "}")
+    turns = (TURNS[0], Message(Role.ASSISTANT, None, tool_calls=(call,)))
+    assert with_tokens(kind).prepare(Conversation(turns, TOOLS)).messages
 
 
 def test_deepseeks_calls_stand_alone_and_its_tools_are_told() -> None:

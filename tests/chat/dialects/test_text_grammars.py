@@ -193,11 +193,3 @@ def test_any_schema(kind: type[Dialect], grammars: Grammars) -> None:
         for is_forced in (False, True):
             for is_parallel in (False, True):
                 grammars.check_valid(dialect.grammar(tools, is_forced=is_forced, is_parallel=is_parallel))
-
-
-@pytest.mark.parametrize("kind", [Qwen3Coder, Glm, Gemma4])
-@pytest.mark.parametrize("pattern", ["^a(?=b)", "^a|b$", r"(a)\\1", "(", "^a/b$", r"\\ba", "[^]]"])
-def test_hard_patterns_are_left_out(kind: type[Dialect], pattern: str, grammars: Grammars) -> None:
-    tool = Tool("f", None, {"type": "object", "properties": {"a": {"type": "string", "pattern": pattern}}})
-    for dialect in grammars.dialects(kind):
-        grammars.check_valid(dialect.grammar([tool], is_forced=True, is_parallel=False))
