@@ -1,7 +1,7 @@
 """The shared library itself: loads it once, silences and keeps its log.
 
 Owns the import of ``llama_cpp`` and llama.cpp's log callback. It never wraps single functions: ``vocab``,
-``model``, ``context``, ``dry`` and ``chain`` call the C API through the name ``C`` from here.
+``model``, ``context``, ``dry``, ``chain`` and ``c_chain`` call the C API through the name ``C`` from here.
 """
 
 import ctypes
