@@ -5,7 +5,7 @@ Owns the families' texts. ``registry`` chooses between them.
 
 from nexa_runtime.chat.dialects.base import ReasoningTags
 from nexa_runtime.chat.dialects.prompts import with_content
-from nexa_runtime.chat.dialects.shape import Shape, ShapeDialect
+from nexa_runtime.chat.dialects.shape import CallShape, ShapeDialect
 from nexa_runtime.chat.messages import Conversation
 
 
@@ -13,7 +13,7 @@ class CommandR(ShapeDialect):
     """Command R and R+."""
 
     name = "command_r"
-    shape = Shape(
+    shape = CallShape(
         "Action:\n```json",
         opening="\n[",
         closing="\n]```",
@@ -46,7 +46,7 @@ class CommandR7B(ShapeDialect):
     )
     reasoning = ReasoningTags("<|START_THINKING|>", "<|END_THINKING|>")
     wrapping = ReasoningTags("<|START_RESPONSE|>", "<|END_RESPONSE|>")
-    shape = Shape(
+    shape = CallShape(
         "<|START_ACTION|>",
         opening="[",
         closing="\n]<|END_ACTION|>",

@@ -11,7 +11,7 @@ from nexa_runtime.chat.dialects.base import Dialect, Parser, ReasoningTags
 from nexa_runtime.chat.dialects.calls import CallParser
 from nexa_runtime.chat.dialects.prompts import tool_list, with_system_text
 from nexa_runtime.chat.dialects.reading import Steps
-from nexa_runtime.chat.dialects.shape import Shape, ShapeDialect
+from nexa_runtime.chat.dialects.shape import CallShape, ShapeDialect
 from nexa_runtime.chat.messages import Conversation, Message, Tool, ToolMode
 
 _BAR, _SPACE = "\uff5c", "\u2581"
@@ -66,7 +66,7 @@ class DeepSeek(ShapeDialect):
     name = "deepseek"
     markers = (CALLS_BEGIN, CALLS_END, CALL_BEGIN, CALL_END, SEPARATOR, "<think>", "</think>")
     reasoning = ReasoningTags("<think>", "</think>")
-    shape = Shape(
+    shape = CallShape(
         CALLS_BEGIN,
         closing=CALLS_END,
         before_name=CALL_BEGIN,
@@ -102,7 +102,7 @@ class DeepSeekR1(DeepSeek):
     """R1 and V3: the word ``function``, a separator, the name, the arguments in a fence."""
 
     name = "deepseek_r1"
-    shape = Shape(
+    shape = CallShape(
         CALLS_BEGIN,
         closing=CALLS_END,
         before_name=f"{CALL_BEGIN}function{SEPARATOR}",

@@ -95,9 +95,7 @@ class _Schemas:
     def _json(self, schema: Schema, *types: Json) -> str:
         """A value as JSON; of these types alone, if there are any."""
         alone = self._schemas.alone(schema)
-        if types:
-            alone["type"] = [*types]
-        return self._rules.rule(lark_json(alone))
+        return self._rules.rule(lark_json({**alone, "type": [*types]} if types else alone))
 
     def _kinds(self, schema: Schema) -> list[str]:
         asked = schema.keys() - NOTES - DEFINITIONS - {"type"}

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from nexa_runtime.chat.dialects.base import ReasoningTags
 from nexa_runtime.chat.dialects.prompts import call_list
-from nexa_runtime.chat.dialects.shape import Shape, ShapeDialect
+from nexa_runtime.chat.dialects.shape import CallShape, ShapeDialect
 from nexa_runtime.chat.messages import Conversation, Message
 
 
@@ -19,8 +19,8 @@ class Granite(ShapeDialect):
     markers = ("<|tool_call|>", "<tool_call>", "</tool_call>", "<think>", "</think>")
     reasoning = ReasoningTags("<think>", "</think>")
     wrapping = ReasoningTags("<response>", "</response>")
-    shape = Shape("<|tool_call|>", opening="[", closing="]")
-    other_shapes = (Shape("<tool_call>", opening="[", closing="]</tool_call>"),)
+    shape = CallShape("<|tool_call|>", opening="[", closing="]")
+    other_shapes = (CallShape("<tool_call>", opening="[", closing="]</tool_call>"),)
 
     @classmethod
     def fits(cls, template: str) -> bool:

@@ -7,7 +7,7 @@ import re
 
 from nexa_runtime.chat.dialects.base import ReasoningTags
 from nexa_runtime.chat.dialects.prompts import with_content
-from nexa_runtime.chat.dialects.shape import Shape, ShapeDialect
+from nexa_runtime.chat.dialects.shape import CallShape, ShapeDialect
 from nexa_runtime.chat.messages import Conversation
 
 _JSON_CALL = re.compile(r"""["']name\\?["']\s*:""")
@@ -20,7 +20,7 @@ class Hermes(ShapeDialect):
     name = "hermes"
     markers = ("<tool_call>", "</tool_call>", "<think>", "</think>")
     reasoning = ReasoningTags("<think>", "</think>")
-    shape = Shape("<tool_call>", opening="\n", closing="\n</tool_call>", between_blocks="\n")
+    shape = CallShape("<tool_call>", opening="\n", closing="\n</tool_call>", between_blocks="\n")
 
     @classmethod
     def fits(cls, template: str) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from nexa_runtime.chat.dialects.base import Dialect, Parser, ReasoningTags
 from nexa_runtime.chat.dialects.reading import Steps
-from nexa_runtime.chat.dialects.shape import Shape, ShapeDialect, ShapeParser
+from nexa_runtime.chat.dialects.shape import CallShape, ShapeDialect, ShapeParser
 from nexa_runtime.chat.messages import Conversation, Message, Tool
 
 _ID = re.compile(r"[A-Za-z0-9]{9}")
@@ -21,7 +21,7 @@ class MistralParser(ShapeParser):
     """Reads both ways."""
 
     def __init__(
-        self, dialect: Dialect, shapes: Sequence[Shape], tools: Sequence[Tool], *, is_constrained: bool
+        self, dialect: Dialect, shapes: Sequence[CallShape], tools: Sequence[Tool], *, is_constrained: bool
     ) -> None:
         self._call_id, self._args = dialect.marked("[CALL_ID]"), dialect.marked("[ARGS]")
         super().__init__(dialect, shapes, tools, is_constrained=is_constrained)
@@ -46,7 +46,7 @@ class Mistral(ShapeDialect):
     name = "mistral"
     markers = ("[TOOL_CALLS]", "[ARGS]", "[CALL_ID]", "[THINK]", "[/THINK]")
     reasoning = ReasoningTags("[THINK]", "[/THINK]")
-    shape = Shape("[TOOL_CALLS]", opening="[", closing="]")
+    shape = CallShape("[TOOL_CALLS]", opening="[", closing="]")
 
     @classmethod
     def fits(cls, template: str) -> bool:
@@ -64,7 +64,7 @@ class MistralArgs(Mistral):
     """``[TOOL_CALLS]``, a name, ``[ARGS]`` and the arguments, again for every call."""
 
     name = "mistral_args"
-    shape = Shape(
+    shape = CallShape(
         "[TOOL_CALLS]", before_name="", before_arguments="[ARGS]", after_arguments="", between_blocks=""
     )
 

@@ -1,7 +1,7 @@
 """The one shape of most dialects: a text that begins calls, JSON, a text that ends them.
 
-Owns ``Shape``, by which a family says how it writes calls, and the parser, the grammar and the dialect that
-follow from it. It knows no family. The families' modules derive from ``ShapeDialect``.
+Owns ``CallShape``, by which a family says how it writes calls, and the parser, the grammar and the dialect
+that follow from it. It knows no family. The families' modules derive from ``ShapeDialect``.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from nexa_runtime.chat.messages import Tool
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class CallShape:
     """Texts around calls, as the family's models are used to them.
 
     A block is ``trigger``, ``opening``, calls with ``separator`` between them, ``closing``. A call is
@@ -47,7 +47,7 @@ class ShapeParser(CallParser):
     """Reads blocks of any of ``shapes``, whatever the space between their parts."""
 
     def __init__(
-        self, dialect: Dialect, shapes: Sequence[Shape], tools: Sequence[Tool], *, is_constrained: bool
+        self, dialect: Dialect, shapes: Sequence[CallShape], tools: Sequence[Tool], *, is_constrained: bool
     ) -> None:
         self._parts: dict[str, tuple[list[str], str]] = {}
         for shape in shapes:
@@ -67,8 +67,8 @@ class ShapeParser(CallParser):
 class ShapeDialect(Dialect):
     """A family that writes calls in ``shape``; its models may have learnt ``other_shapes`` too."""
 
-    shape: ClassVar[Shape]
-    other_shapes: ClassVar[tuple[Shape, ...]] = ()
+    shape: ClassVar[CallShape]
+    other_shapes: ClassVar[tuple[CallShape, ...]] = ()
     wrapping: ClassVar[ReasoningTags | None] = None
     """Tags around content."""
 

@@ -8,6 +8,7 @@ if it fits one of its cases. What has too many cases, refers to itself or says `
 known. Everything is looked at once per tool, and only so much of it.
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
@@ -87,6 +88,7 @@ class ToolSchemas:
         """``$ref`` → what the copies call it."""
         self._copies: dict[str, tuple[Json, list[str]]] = {}
         """``$ref`` → a copy of what it names, and to what that refers."""
+        self._alone: dict[str, dict[str, Json]] = {}
 
     def arguments(self, *, is_exact: bool) -> Arguments:
         """What the tool's arguments are. Where that is not simple, they are anything; with ``is_exact``, it
@@ -139,6 +141,10 @@ class ToolSchemas:
         """``schema`` so that it can stand by itself: with what it refers to, and without notes."""
         references: list[str] = []
         copy = self._copied_object(schema, references)
+        if not references:
+            return copy
+        if (key := json.dumps(copy)) in self._alone:
+            return self._alone[key]
         definitions: dict[str, Json] = {}
         while references:
             reference = references.pop()
@@ -148,7 +154,8 @@ class ToolSchemas:
                     self._copies[reference] = self._copied(self.target(reference), further), further
                 definitions[name], more = self._copies[reference]
                 references += more
-        return {**copy, "$defs": definitions} if definitions else copy
+        self._alone[key] = {**copy, "$defs": definitions}
+        return self._alone[key]
 
     def _object_parts(self, schema: Schema) -> Iterator[dict[str, Json]]:
         """The plain objects that an object's schema consists of."""

@@ -31,7 +31,6 @@ SCHEMAS: dict[str, dict[str, Json]] = {
     },
     "duration": {"type": "string", "format": "duration"},
     "lengths": {"type": "string", "minLength": 2, "maxLength": 4},
-    "very long": {"type": "string", "pattern": "^a*$", "minLength": 1001, "maxLength": 1002},
     "parts": {"allOf": [{"type": "string"}, {"maxLength": 3}, {"pattern": "^[ab]*$"}], "minLength": 1},
     "branches": {"anyOf": [{"type": "string", "maxLength": 2}, {"const": "four"}, {"type": "null"}]},
     "one of": {"oneOf": [{"type": "string", "pattern": "^[a-z]{3}$"}, {"type": "integer", "minimum": 900}]},
@@ -55,7 +54,7 @@ SCHEMAS: dict[str, dict[str, Json]] = {
     },
     "object": {
         "type": "object",
-        "properties": {"a b": {"type": "null"}, "c:d": {"type": "string", "format": "uuid"}, "": {"const": 1}},
+        "properties": {"a b": {"type": "null"}, "c:d": {"format": "ipv4"}, "": {"const": 1}},
         "required": ["c:d"],
         "additionalProperties": False,
     },
@@ -132,7 +131,7 @@ def test_arguments(kind: type[Dialect], parameters: dict[str, Json], grammars: G
 
 def test_texts_stay_bare(grammars: Grammars) -> None:
     """Models are used to write them so."""
-    for schema, text in (
+    wanted: list[tuple[dict[str, Json], str]] = [
         (SCHEMAS["alternation"], "red"),
         (SCHEMAS["date-time"], "2024-02-29T09:30:00+02:00"),
         (SCHEMAS["branches"], "null"),
@@ -144,7 +143,8 @@ def test_texts_stay_bare(grammars: Grammars) -> None:
         ({"type": "string", "format": "colour", "maxLength": 3.0}, "red"),
         ({"type": ["string", "integer"]}, "some 5"),
         ({}, '{"a": 1} or so'),
-    ):
+    ]
+    for schema, text in wanted:
         parameters: dict[str, Json] = {
             "type": "object", "properties": {"v": schema}, "required": ["v"], "$defs": DEFINITIONS,
         }  # fmt: skip
