@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from nexa_runtime.chat.constraint import Constraint, ConstraintCompiler
 from nexa_runtime.chat.dialects.base import Dialect, Parser, UnsupportedSchemaError
+from nexa_runtime.chat.dialects.prompts import thoughts_apart
 from nexa_runtime.chat.grammar import GrammarKind, GrammarSource
 from nexa_runtime.chat.messages import Conversation, Tool, ToolChoice, ToolMode
 from nexa_runtime.chat.reasoning import ChannelMask, ReasoningMask
@@ -61,7 +62,7 @@ def render_chat(model: LoadedModel, conversation: Conversation, max_tokens: int)
     shown = without_marks(conversation if tools else replace(conversation, tools=()))
     template = model.template if not tools or model.tool_template is None else model.tool_template
     prompt = template.render(
-        dialect.prepare(shown),
+        dialect.prepare(thoughts_apart(shown, dialect.reasoning)),
         reasoning_key=dialect.reasoning_key,
         arguments_as_text=dialect.takes_arguments_as_text,
     )
@@ -152,7 +153,7 @@ def _start_mask(
     must_have_form: bool,
 ) -> Callable[[int], TokenMask] | None:
     tags, channel, budget = model.dialect.reasoning, model.dialect.channel, conversation.reasoning_budget
-    if channel is not None and budget is not None:
+    if channel is not None and budget is not None and not must_have_form:
         return lambda max_tokens: ChannelMask(
             model.model.vocab,
             channel,

@@ -1,13 +1,15 @@
 """Conversations for templates that know less than a conversation holds.
 
 Owns what several dialects do to messages before a template sees them: tools in plain words, calls as text,
-turns that a template wants apart. It renders nothing. Dialects call it from ``prepare``.
+turns and thoughts that a template wants apart. It renders nothing. Dialects call it from ``prepare``, and
+``serving`` before that.
 """
 
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from nexa_runtime.chat.dialects.base import ReasoningTags
 from nexa_runtime.chat.dialects.json_scan import SPACE, is_json
 from nexa_runtime.chat.messages import Conversation, Json, Message, Role, Tool, ToolCall
 
@@ -77,3 +79,23 @@ def one_call_per_turn(messages: Sequence[Message]) -> tuple[Message, ...]:
             if call.id in answers:
                 turns.append(answers[call.id])
     return tuple(turns)
+
+
+def thoughts_apart(conversation: Conversation, tags: ReasoningTags | None) -> Conversation:
+    """Reasoning that a client sends back within an assistant's content, put where templates look for it.
+
+    Templates that cut it out of earlier turns look for the closing tag, which a client's text cannot spell.
+    """
+    if tags is None:
+        return conversation
+    turns = tuple(_thought_apart(message, tags) for message in conversation.messages)
+    return conversation if turns == conversation.messages else replace(conversation, messages=turns)
+
+
+def _thought_apart(message: Message, tags: ReasoningTags) -> Message:
+    content = (message.content or "").lstrip()
+    is_thought = message.role is Role.ASSISTANT and message.reasoning is None
+    if not is_thought or not content.startswith(tags.opening) or tags.closing not in content:
+        return message
+    thought, _, rest = content.removeprefix(tags.opening).partition(tags.closing)
+    return replace(message, reasoning=thought.strip() or None, content=rest.lstrip())
