@@ -10,11 +10,10 @@ from typing import TypeVar, cast
 import orjson
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
+from nexa_runtime.chat.schema import MAX_DEPTH
 from nexa_runtime.errors import InvalidRequestError
 
 MAX_TOKEN_IDS = 2**20
-MAX_JSON_DEPTH = 64
-"""Of a JSON schema, in lists and objects."""
 
 _TEXTS = {
     "missing": "is required",
@@ -106,8 +105,8 @@ def _token_ids(value: list[object], shape: str) -> list[int]:
 
 def json_text(value: object, *, max_bytes: int, param: str) -> str:
     """The JSON text of a part of a body. Raises ``InvalidRequestError`` for what is too large or too deep."""
-    if _is_deeper(value, MAX_JSON_DEPTH):
-        message = f"{param}: must not be nested more than {MAX_JSON_DEPTH} deep."
+    if _is_deeper(value, MAX_DEPTH):
+        message = f"{param}: must not be nested more than {MAX_DEPTH} deep."
         raise InvalidRequestError(message, param=param)
     try:
         data = orjson.dumps(value)
