@@ -24,6 +24,7 @@ map classes to those, once.
     ├── RequestError                 the request is at fault
     │   ├── InvalidRequestError
     │   │   ├── UnsupportedParameterError
+    │   │   ├── AnswerFormError
     │   │   ├── ContextLengthError
     │   │   ├── InputTooLongError
     │   │   └── InvalidTenantIdError
@@ -217,6 +218,14 @@ class UnsupportedParameterError(InvalidRequestError):
 
     def __init__(self, param: str, detail: str = "") -> None:
         super().__init__(f"{param} is not supported{detail and f': {detail}'}.", param=param)
+
+
+class AnswerFormError(InvalidRequestError):
+    """An answer cannot be held to the form that was asked for, as was found while it was made."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(f"The answer cannot be held to its form: {reason}.")
 
 
 class ContextLengthError(InvalidRequestError):

@@ -26,7 +26,7 @@ from nexa_runtime.chat.grammar import GrammarKind, GrammarSource
 from nexa_runtime.chat.grammar_text import one_line, refuse, to_text
 from nexa_runtime.chat.messages import Json
 from nexa_runtime.chat.trial import DEADLINE_S, Outcome, limits, try_grammar
-from nexa_runtime.errors import DecodeError, InvalidRequestError
+from nexa_runtime.errors import AnswerFormError, InvalidRequestError
 from nexa_runtime.llama.context import Logits
 from nexa_runtime.llama.mask import TokenMask
 from nexa_runtime.llama.vocab import Vocab
@@ -103,7 +103,7 @@ class ConstraintCompiler:
         return self._kept(tenant_id, _key(source))
 
     def compile(self, source: GrammarSource, tenant_id: str) -> Constraint:
-        """Blocks, for 3 s at most in a trial. Raises ``InvalidRequestError`` for what cannot be followed,
+        """Blocks, for 2 s at most in a trial. Raises ``InvalidRequestError`` for what cannot be followed,
         and does so again without trying for ``REFUSAL_S``.
         """
         key = _key(source)
@@ -149,7 +149,7 @@ class ConstraintCompiler:
     def _compile(self, source: GrammarSource) -> Constraint:
         try:
             return _call(self._compiled, source)
-        except DecodeError:
+        except AnswerFormError:
             refuse(source, "it is too complex")
 
     def _compiled(self, source: GrammarSource) -> Constraint:
@@ -218,7 +218,7 @@ class GrammarMask:
         self._check()
         allowed = np.unpackbits(np.frombuffer(bits, dtype=np.uint8), count=self._size, bitorder="little")
         if not allowed.any():
-            raise DecodeError("the constraint on its answer allows no token")
+            raise AnswerFormError("the constraint on its answer allows no token")
         np.copyto(row, -np.inf, where=allowed == 0)
 
     def accept(self, token: int) -> Sequence[int]:
@@ -245,7 +245,7 @@ class GrammarMask:
         is_consumed = self._ask(self._matcher.consume_tokens, tokens)
         self._check()
         if not is_consumed:
-            raise DecodeError("the constraint on its answer does not allow its next token")
+            raise AnswerFormError("the constraint on its answer does not allow its next token")
         self._is_complete = self._ask(self._matcher.is_stopped)
 
     def _ask(self, function: Callable[..., ResultT], *arguments: object) -> ResultT:
@@ -253,7 +253,7 @@ class GrammarMask:
         started = self._clock()
         try:
             return _call(function, *arguments)
-        except DecodeError:
+        except AnswerFormError:
             self._constraint.is_spent = True
             raise
         finally:
@@ -264,13 +264,13 @@ class GrammarMask:
         self._step_s = 0.0
         is_slow = len(self._steps) == SLOW_STEPS and sum(self._steps) > SLOW_STEPS * MAX_STEP_S
         if is_slow and not self._is_complete:
-            raise DecodeError("the form of its answer takes too long to follow")
+            raise AnswerFormError("the form of its answer takes too long to follow")
 
     def _check(self) -> None:
         if _call(self._matcher.is_error):
             self._constraint.is_spent = True
             reason = _reason(self._matcher)
-            raise DecodeError(f"the constraint on its answer cannot be followed any further ({reason})")
+            raise AnswerFormError(f"the constraint on its answer cannot be followed any further ({reason})")
 
 
 class _Cache(Generic[ValueT]):
@@ -346,14 +346,14 @@ def _key(source: GrammarSource) -> _Key:
 
 
 def _call(function: Callable[..., ResultT], *arguments: object) -> ResultT:
-    """Call into llguidance. Raises ``DecodeError`` where it panics."""
+    """Call into llguidance. Raises ``AnswerFormError`` where it panics."""
     try:
         return function(*arguments)
     except BaseException as error:
         # The class is no ``Exception``, and has no module to import it from.
         if type(error).__name__ != "PanicException":
             raise
-        raise DecodeError("the constraint on its answer is too complex") from None
+        raise AnswerFormError("the constraint on its answer is too complex") from None
 
 
 def _allowed(matcher: LLMatcher, size: int) -> list[int]:

@@ -17,7 +17,7 @@ from typing import NoReturn, assert_never
 from llguidance import LLMatcher, regex_to_lark
 from llguidance.gbnf_to_lark import gbnf_to_lark
 
-from nexa_runtime.chat.dialects.base import lark_literal
+from nexa_runtime.chat.dialects.base import MARK, lark_literal
 from nexa_runtime.chat.grammar import GrammarKind, GrammarSource
 from nexa_runtime.chat.messages import Json
 from nexa_runtime.chat.schema import (
@@ -46,6 +46,7 @@ _SPACES: dict[str, Json] = {
 _OPTIONS = ("coerce_one_of", "lenient")
 """What a user's ``x-guidance`` may set: llguidance's messages advise it."""
 
+_MARK_ESCAPED = json.dumps(MARK).strip('"')
 _NOUNS = {
     GrammarKind.JSON_SCHEMA: "JSON schema",
     GrammarKind.JSON_OBJECT: "JSON object",
@@ -160,6 +161,8 @@ def one_line(reason: str, max_chars: int = 300) -> str:
 
 
 def _check_text(source: GrammarSource, text: str) -> None:
+    if MARK in text or _MARK_ESCAPED in text.lower():
+        refuse(source, "it has the character U+FDD0, which stands for something else here")
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -13,7 +13,7 @@ from nexa_runtime.llama.context import Logits
 class TokenMask(Protocol):
     """Which tokens may come next in one sequence. Lives with the sequence; the engine thread alone calls it.
 
-    Any method may raise ``DecodeError`` when the constraint has become too costly to follow; it ends the
+    Any method may raise ``NexaError`` when the constraint has become too costly to follow; it ends the
     sequence.
     """
 

@@ -33,7 +33,8 @@ class Answering:
     """A prompt, and how each of its answers is made: with a mask and a parser of its own, where it has one.
 
     ``start_mask`` takes the most tokens that the answer may have. ``ignores_stops``: the form of the answer
-    says where it ends. ``echo``: text that comes before the answer.
+    says where it ends. ``may_call``: stop texts end its content, and cut no call. ``echo``: text that comes
+    before the answer.
     """
 
     prompt: Tokens
@@ -41,6 +42,7 @@ class Answering:
     make_parser: Callable[[], Parser] | None = None
     markers: Mapping[int, str] = field(default_factory=dict)
     ignores_stops: bool = False
+    may_call: bool = False
     echo: str = ""
 
 
@@ -141,6 +143,7 @@ def answer_chat(
         make_parser,
         markers={} if make_parser is None else dialect.visible_tokens(),
         ignores_stops=bool(chat.tools) and choice.is_forced,
+        may_call=bool(chat.tools),
     )
 
 

@@ -15,6 +15,8 @@ import anyio
 from nexa_runtime.chat.dialects.base import Parser
 from nexa_runtime.engine.generation_lane import Delta, GenerationRequest
 from nexa_runtime.engine.model_engine import News
+from nexa_runtime.engine.sequence import FinishReason
+from nexa_runtime.engine.stops import StopFinder
 from nexa_runtime.errors import NexaError, RequestTimeoutError
 from nexa_runtime.serving.choices import Choice, ChoiceDelta, Timings
 from nexa_runtime.serving.dispatcher import Dispatcher
@@ -27,11 +29,14 @@ _log = get_logger("serving")
 
 @dataclass(frozen=True, slots=True)
 class PromptChoices:
-    """One prompt and its choices: what reads the text of each, and the text that comes before it."""
+    """One prompt and its choices: what reads the text of each, and the text that comes before it.
+    ``stops`` end the content that the parsers find.
+    """
 
     num_tokens: int
     parsers: tuple[Parser | None, ...]
     echo: str = ""
+    stops: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -56,10 +61,13 @@ class _Inbox:
 
 @dataclass(slots=True)
 class _Running:
-    """One choice. ``prompt``: which one it answers. ``num_cached`` and ``num_done`` of its tokens."""
+    """One choice. ``prompt``: which one it answers. ``stops``: looked for in its content. ``num_cached`` and
+    ``num_done`` of its tokens.
+    """
 
     prompt: int
     parser: Parser | None
+    stops: StopFinder
     num_new: int = 0
     num_cached: int = 0
     num_done: int = 0
@@ -99,7 +107,9 @@ class Generation:
         self._num_kept = num_kept
         self._shows_logprobs = shows_logprobs
         self._running = [
-            _Running(number, parser) for number, one in enumerate(prompts) for parser in one.parsers
+            _Running(number, parser, StopFinder(one.stops))
+            for number, one in enumerate(prompts)
+            for parser in one.parsers
         ]
         self.num_choices = len(self._running)
         self.keys = [dispatcher.new_key() for _ in self._running]
@@ -256,21 +266,23 @@ class Generation:
             self._inbox.error = delta.error
             self._abort()
         else:
-            self._read(index, one.parser, delta)
+            self._read(index, one, delta)
         self._inbox.news.set()
 
-    def _read(self, index: int, parser: Parser | None, delta: Delta) -> None:
+    def _read(self, index: int, one: _Running, delta: Delta) -> None:
         """Put what a sequence's news say of its choice where the reader finds it.
 
         A parser that fails, which none should, ends this request and nobody else's.
         """
         try:
-            deltas = list(_parts(index, parser, delta))
+            deltas = list(_parts(index, one, delta))
         except Exception:  # noqa: BLE001 - what comes behind it is other requests' news
             _log.exception("parser_failed", model=self.model_name)
             self._inbox.error = NexaError("The answer could not be read.")
             self._abort()
             return
+        if one.stops.is_stopped:
+            self.model.engine.abort(delta.key)
         self._has_begun = self._has_begun or bool(deltas)
         self._inbox.deltas += deltas
 
@@ -286,18 +298,25 @@ class Generation:
                 self.model.engine.abort(key)
 
 
-def _parts(index: int, parser: Parser | None, delta: Delta) -> Iterator[ChoiceDelta]:
+def _parts(index: int, one: _Running, delta: Delta) -> Iterator[ChoiceDelta]:
     """What a sequence's news say of its choice."""
-    reason, logprobs = delta.finish_reason, delta.logprobs
-    if parser is None:
+    reason, logprobs, stops = delta.finish_reason, delta.logprobs, one.stops
+    if one.parser is None:
         if delta.text or logprobs or reason is not None:
             yield ChoiceDelta(index, delta.text, finish_reason=reason, logprobs=logprobs)
         return
-    parts = parser.feed(delta.text) if delta.text else []
+    parts = one.parser.feed(delta.text) if delta.text else []
     if reason is not None:
-        parts += parser.finish()
+        parts += one.parser.finish()
     for part in parts:
-        yield ChoiceDelta(index, part.content, part.reasoning, part.call, logprobs=logprobs)
-        logprobs = ()
-    if logprobs or reason is not None:
-        yield ChoiceDelta(index, finish_reason=reason, logprobs=logprobs)
+        if stops.is_stopped:
+            break
+        text = stops.flush() if part.call is not None else stops.feed(part.content)
+        if text or part.reasoning or part.call is not None:
+            yield ChoiceDelta(index, text, part.reasoning, part.call, logprobs=logprobs)
+            logprobs = ()
+    if reason is not None and stops.is_stopped:
+        reason = FinishReason.STOP  # it was ended for that
+    rest = stops.flush() if reason is not None else ""
+    if rest or logprobs or reason is not None:
+        yield ChoiceDelta(index, rest, finish_reason=reason, logprobs=logprobs)

@@ -147,6 +147,8 @@ class GenerationService:
             )
             if loose == tools:
                 raise
+            names = [tool.name for tool, new in zip(tools, loose, strict=True) if new is not tool]
+            _log.info("tool_schemas_loosened", tenant=tenant.id, tools=names)
             return await self._compile(tenant, model, grammar_of(model.dialect, conversation, loose))
 
     async def _start(
@@ -180,6 +182,7 @@ class GenerationService:
                         len(one.prompt),
                         tuple(None if one.make_parser is None else one.make_parser() for _ in group),
                         one.echo,
+                        options.stops if one.may_call and not one.ignores_stops else (),
                     )
                     for one, group in zip(answerings, groups, strict=True)
                 ],
@@ -223,7 +226,7 @@ class GenerationService:
                 share=share_of(tenant, model),
                 cache_namespace=namespace_of(tenant, model),
                 mask=None if one.start_mask is None else one.start_mask(max_new_tokens),
-                stops=() if one.ignores_stops else options.stops,
+                stops=() if one.may_call else options.stops,
                 stop_tokens=frozenset(() if one.ignores_stops else options.stop_token_ids),
                 markers=one.markers,
                 ignore_eos=options.ignore_eos,

@@ -139,6 +139,33 @@ def test_what_cannot_be_a_form_is_refused_with_the_reason(server: LiveServer, na
     assert len(error["message"]) < 600
 
 
+COSTLY: dict[str, dict[str, Any]] = {
+    "very many optional properties": {
+        "type": "object",
+        "properties": {f"p{n}": {"type": "boolean"} for n in range(600)},
+        "additionalProperties": False,
+    },
+    "without an end": {
+        "type": "object",
+        "properties": {"a": {"$ref": "#"}},
+        "required": ["a"],
+        "additionalProperties": False,
+    },
+    "very many items": {"type": "array", "items": {"const": 1}, "minItems": 1_000_000},
+    "a character that stands for something else": {"const": "a\ufdd0b"},
+}
+
+
+@pytest.mark.parametrize("name", COSTLY)
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_a_form_that_fails_only_when_it_is_followed_is_the_clients_error_too(
+    server: LiveServer, name: str, is_streamed: bool
+) -> None:
+    response = server.chat("Go on.", response_format=form(COSTLY[name]), stream=is_streamed, max_tokens=20)
+    assert response.status_code == 400
+    assert error_of(response)["code"] == "invalid_request"
+
+
 def test_hostile_schemas_disturb_nobody(server: LiveServer) -> None:
     """While one client sends schemas that are built to be slow, another's answers are as ever."""
     is_over = threading.Event()

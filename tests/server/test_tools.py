@@ -212,6 +212,28 @@ def test_a_stop_token_does_not_cut_a_forced_call(server: LiveServer) -> None:
     jsonschema.validate(json.loads(call["function"]["arguments"]), closed(BOOK["function"]["parameters"]))
 
 
+@pytest.mark.parametrize("stop", ["Paris", "}", "city", "{", '"', "\n", "get_weather", "<tool_call>"])
+def test_a_stop_text_cuts_no_call_that_the_model_makes(server: LiveServer, stop: str) -> None:
+    body = server.chat(QUESTION["content"], tools=[GET_WEATHER], temperature=0, stop=[stop]).json()
+    (call,) = body["choices"][0]["message"]["tool_calls"]
+    assert json.loads(call["function"]["arguments"]) == {"city": "Paris"}
+    assert body["choices"][0]["finish_reason"] == "tool_calls"
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_a_stop_text_ends_what_is_said_beside_tools(server: LiveServer, is_streamed: bool) -> None:
+    fields: Any = {"tools": [GET_WEATHER], "temperature": 0, "stop": ["France", "never"]}
+    question = "What is the capital of France?"
+    if is_streamed:
+        with server.stream(question, **fields) as stream:
+            text, reason, _ = stream.read()
+    else:
+        choice = server.chat(question, **fields).json()["choices"][0]
+        text, reason = choice["message"]["content"], choice["finish_reason"]
+    assert (text, reason) == ("The capital of ", "stop")
+    assert wait_until(server.is_idle)
+
+
 class BrokenParser(Parser):
     """What no parser should be."""
 
