@@ -380,7 +380,7 @@ class WatchedCache(KvCache):
 
 
 @pytest.mark.parametrize("reuse", list(Reuse))
-@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=350, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     requests,
     st.integers(1, 4),
