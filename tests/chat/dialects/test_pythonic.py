@@ -117,6 +117,22 @@ LFM2 = [
         is_reasoning=True,
     ),
     Transcript("unclosed reasoning", f"<think>{WEATHER}", reasoning=WEATHER),
+    Transcript("one call", f"<|tool_call_start|>{WEATHER}<|tool_call_end|>", calls=(LIMA,)),
+    Transcript("content", "Hello there.\n", content="Hello there.\n"),
+    Transcript("empty", ""),
+    Transcript(
+        "content first",
+        f"I look.\n<|tool_call_start|>{WEATHER}<|tool_call_end|>",
+        content="I look.",
+        calls=(LIMA,),
+    ),
+    Transcript(
+        "other signs",
+        '<|tool_call_start|>[get_weather(city="Ñuñoa \\"<1>\\" 🙂")]<|tool_call_end|>',
+        calls=(("get_weather", {"city": 'Ñuñoa "<1>" 🙂'}),),
+    ),
+    Transcript("a list of words", "[one, two]", content="[one, two]"),
+    Transcript("no tools", WEATHER, content=WEATHER, tools=()),
 ]
 
 

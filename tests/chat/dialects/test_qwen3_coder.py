@@ -167,6 +167,7 @@ def test_whatever_comes(seed: int) -> None:
 SEED = (
     "<seed:tool_call>\n<function=get_weather>\n<parameter=city>{}</parameter>\n</function>\n</seed:tool_call>"
 )
+SEED_TIME = "<seed:tool_call>\n<function=get_time>\n</function>\n</seed:tool_call>"
 SEED_TRANSCRIPTS = [
     Transcript("one call", SEED.format("Lima"), calls=(LIMA,)),
     Transcript("lines in a value", SEED.format("\nx\n"), calls=(("get_weather", {"city": "\nx\n"}),)),
@@ -177,6 +178,18 @@ SEED_TRANSCRIPTS = [
         calls=(LIMA,),
     ),
     Transcript("another family's call", "<tool_call>x</tool_call>", content="<tool_call>x</tool_call>"),
+    Transcript("content", "Hello there.\n", content="Hello there.\n"),
+    Transcript("empty", ""),
+    Transcript("no arguments", SEED_TIME, calls=(NOW,)),
+    Transcript("two calls", f"{SEED.format('Lima')}\n{SEED_TIME}", calls=(LIMA, NOW)),
+    Transcript("content first", f"I look.\n\n{SEED.format('Lima')}", content="I look.", calls=(LIMA,)),
+    Transcript("content after", f"{SEED_TIME}\nDone.", content="Done.", calls=(NOW,)),
+    Transcript("reasoning and content", "<seed:think>Hm.</seed:think>\n\nHi", reasoning="Hm.", content="Hi"),
+    Transcript("unclosed reasoning", "<seed:think>Hm, <b>", reasoning="Hm, <b>"),
+    Transcript(
+        "other signs", SEED.format('Ñuñoa "<1>" 🙂'), calls=(("get_weather", {"city": 'Ñuñoa "<1>" 🙂'}),)
+    ),
+    Transcript("no tools", SEED_TIME, content=SEED_TIME, tools=()),
 ]
 
 
