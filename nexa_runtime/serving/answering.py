@@ -132,7 +132,7 @@ def answer_chat(
     is_forced = constraint is not None and (choice.is_forced or not chat.tools)
     start_mask = _start_mask(model, conversation, chat, constraint, must_have_form=is_forced)
     make_parser = None
-    if chat.tools or dialect.reasoning is not None:
+    if chat.tools or dialect.reasoning is not None or dialect.channel is not None:
 
         def make_parser() -> Parser:
             return dialect.parser(chat.tools, is_reasoning=chat.is_reasoning, is_constrained=is_constrained)

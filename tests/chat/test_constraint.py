@@ -22,9 +22,10 @@ from nexa_runtime.chat.constraint import (
 from nexa_runtime.chat.grammar import GrammarKind, GrammarSource
 from nexa_runtime.chat.trial import Outcome
 from nexa_runtime.errors import AnswerFormError, InvalidRequestError
-from nexa_runtime.llama import Model, TokenMask
+from nexa_runtime.llama import Model
 from nexa_runtime.llama.vocab import Tokens, Vocab
-from tests.chat.walks import allowed_tokens, feed, record, text_of, walk
+from tests.chat.walks import allowed_tokens, feed, of_schema, source, start, text_of, walk
+from tests.schemas import record
 
 ResultT = TypeVar("ResultT")
 
@@ -32,18 +33,6 @@ ResultT = TypeVar("ResultT")
 @pytest.fixture(scope="module")
 def compiler(model: Model) -> ConstraintCompiler:
     return ConstraintCompiler(model.vocab)
-
-
-def source(kind: GrammarKind, text: str, *, is_strict: bool = False) -> GrammarSource:
-    return GrammarSource(kind, text, "form", is_strict)
-
-
-def of_schema(schema: Any, *, is_strict: bool = False) -> GrammarSource:
-    return source(GrammarKind.JSON_SCHEMA, json.dumps(schema), is_strict=is_strict)
-
-
-def start(compiler: ConstraintCompiler, one: GrammarSource) -> TokenMask:
-    return compiler.compile(one, "tenant").start()
 
 
 def test_a_forced_key_comes_with_the_token_before_it(compiler: ConstraintCompiler, model: Model) -> None:

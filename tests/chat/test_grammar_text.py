@@ -12,7 +12,8 @@ from nexa_runtime.chat.grammar import GrammarKind, GrammarSource
 from nexa_runtime.chat.grammar_text import to_text
 from nexa_runtime.errors import InvalidRequestError
 from nexa_runtime.llama import Model, TokenMask
-from tests.chat.walks import allowed_tokens, feed, record, text_of, walk
+from tests.chat.walks import allowed_tokens, feed, text_of, walk
+from tests.schemas import record
 
 DIGIT = {"type": "integer", "minimum": 0, "maximum": 9}
 

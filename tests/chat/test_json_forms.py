@@ -1,4 +1,4 @@
-"""Thirty bounded schemas: whatever a mask lets through is JSON that fits."""
+"""Bounded schemas of every kind: whatever a mask lets through is JSON that fits."""
 
 import json
 from typing import Any
@@ -7,16 +7,11 @@ import jsonschema
 import pytest
 
 from nexa_runtime.chat.constraint import ConstraintCompiler
-from nexa_runtime.chat.grammar import GrammarKind, GrammarSource
-from nexa_runtime.llama import Model, TokenMask
-from tests.chat.walks import feed, record, walk
+from nexa_runtime.llama import Model
+from tests.chat.walks import feed, of_schema, start, walk
+from tests.schemas import SCHEMAS, items, record
 
-STRING = {"type": "string", "maxLength": 8}
 DIGIT = {"type": "integer", "minimum": 0, "maximum": 9}
-
-
-def items(schema: dict[str, Any], low: int, high: int) -> dict[str, Any]:
-    return {"type": "array", "items": schema, "minItems": low, "maxItems": high}
 
 
 def tree(levels: int) -> dict[str, Any]:
@@ -27,67 +22,7 @@ def tree(levels: int) -> dict[str, Any]:
     return {"$ref": "#/$defs/n0", "$defs": {**nodes, f"n{levels}": {"type": "null"}}}
 
 
-SCHEMAS: dict[str, dict[str, Any]] = {
-    "one text": record(name=STRING),
-    "lengths": record(word={"type": "string", "minLength": 3, "maxLength": 5}),
-    "a range": record(age={"type": "integer", "minimum": 0, "maximum": 120}),
-    "a negative range": record(n={"type": "integer", "minimum": -1005, "maximum": -7}),
-    "exclusive bounds": record(n={"type": "integer", "exclusiveMinimum": 3, "exclusiveMaximum": 7}),
-    "a range of numbers": record(n={"type": "number", "minimum": 0.25, "maximum": 1.5}),
-    "a multiple": record(n={"type": "integer", "minimum": 0, "maximum": 1000, "multipleOf": 35}),
-    "a decimal multiple": record(n={"type": "number", "minimum": 0, "maximum": 10, "multipleOf": 0.25}),
-    "booleans and null": record(a={"type": "boolean"}, b={"type": "null"}),
-    "an enum of texts": record(color={"enum": ["red", "green", 'bl"ue', "größe", "日本"]}),
-    "an enum of values": record(value={"enum": [1, "two", None, True, [3, 4], {"a": 5}]}),
-    "constants": record(kind={"const": "fixed"}, other={"const": {"b": [1, 2.5, "x y"]}}),
-    "a pattern": record(code={"type": "string", "pattern": "^[A-Z]{2}-[0-9]{3}$"}),
-    "a pattern with choices": record(time={"type": "string", "pattern": "^([01][0-9]|2[0-3]):[0-5][0-9]$"}),
-    "nested objects": record(outer=record(middle=record(inner=STRING))),
-    "a list": record(values=items(DIGIT, 1, 4)),
-    "a list of objects": record(points=items(record(x=DIGIT, y=DIGIT), 0, 3)),
-    "lists of lists": record(grid=items(items({"type": "boolean"}, 2, 2), 2, 2)),
-    "a tuple": {"type": "array", "prefixItems": [STRING, DIGIT], "items": False, "minItems": 2},
-    "references": {
-        **record(a={"$ref": "#/$defs/one"}, b={"$ref": "#/$defs/one"}),
-        "$defs": {"one": record(c={"$ref": "#/$defs/two"}), "two": {"enum": ["x", "y"]}},
-    },
-    "any of two types": record(value={"anyOf": [{"type": "boolean"}, DIGIT]}),
-    "any of two objects": {
-        "anyOf": [record(kind={"const": "cat"}, lives=DIGIT), record(kind={"const": "dog"}, name=STRING)]
-    },
-    "one of two objects": {
-        "oneOf": [record(kind={"const": "cat"}, lives=DIGIT), record(kind={"const": "dog"}, name=STRING)]
-    },
-    "a type or null": record(nick={"type": ["string", "null"], "maxLength": 8}),
-    "optional properties": {
-        "type": "object",
-        "properties": {"a": STRING, "b": DIGIT, "c": {"type": "null"}},
-        "required": ["b"],
-        "additionalProperties": False,
-    },
-    "all of": {"allOf": [{"$ref": "#/$defs/base"}, {"properties": {"b": DIGIT}, "required": ["b"]}],
-               "$defs": {"base": {"type": "object", "properties": {"a": STRING}, "required": ["a"]}},
-               "maxProperties": 2},
-    "a map": {
-        "type": "object",
-        "patternProperties": {"^[a-c]{1,3}$": DIGIT},
-        "additionalProperties": False,
-        "maxProperties": 2,
-    },
-    "formats": record(
-        day={"type": "string", "format": "date"},
-        id={"type": "string", "format": "uuid"},
-        at={"type": "string", "format": "time"},
-        ip={"type": "string", "format": "ipv4"},
-    ),
-    "a tree": tree(3),
-    "a list at the top": items({"enum": ["a", "b", "c"]}, 1, 5),
-    "an order": record(
-        customer=record(name=STRING, vip={"type": "boolean"}),
-        lines=items(record(sku={"type": "string", "pattern": "^[a-z]{3}[0-9]{2}$"}, count=DIGIT), 1, 3),
-        note={"anyOf": [STRING, {"type": "null"}]},
-    ),
-}  # fmt: skip
+FORMS = {**SCHEMAS, "a tree": tree(2)}
 
 
 @pytest.fixture(scope="module")
@@ -95,27 +30,11 @@ def compiler(model: Model) -> ConstraintCompiler:
     return ConstraintCompiler(model.vocab)
 
 
-def source(kind: GrammarKind, text: str, *, is_strict: bool = False) -> GrammarSource:
-    return GrammarSource(kind, text, "form", is_strict)
-
-
-def of_schema(schema: Any, *, is_strict: bool = False) -> GrammarSource:
-    return source(GrammarKind.JSON_SCHEMA, json.dumps(schema), is_strict=is_strict)
-
-
-def start(compiler: ConstraintCompiler, one: GrammarSource) -> TokenMask:
-    return compiler.compile(one, "tenant").start()
-
-
-def test_there_are_thirty_schemas() -> None:
-    assert len(SCHEMAS) >= 30
-
-
-@pytest.mark.parametrize("name", SCHEMAS)
+@pytest.mark.parametrize("name", FORMS)
 def test_json_of_a_schema_is_valid_20_times_of_20(
     compiler: ConstraintCompiler, model: Model, name: str
 ) -> None:
-    schema = SCHEMAS[name]
+    schema = FORMS[name]
     checker = jsonschema.Draft202012Validator(
         schema, format_checker=jsonschema.Draft202012Validator.FORMAT_CHECKER
     )

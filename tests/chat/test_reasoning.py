@@ -19,7 +19,8 @@ from nexa_runtime.llama import Model, TokenMask
 from nexa_runtime.llama.context import Logits
 from nexa_runtime.llama.vocab import Vocab
 from nexa_runtime.serving.library import DEMO_PATH
-from tests.chat.walks import allowed_tokens, feed, record, text_of
+from tests.chat.walks import allowed_tokens, feed, text_of
+from tests.schemas import record
 from tests.support import copy_model
 
 TEXT_TAGS = ReasoningTags("<think>", "</think>")

@@ -1,11 +1,14 @@
 """A model that says anything that it may: a random walk through a mask."""
 
+import json
 import random
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from nexa_runtime.chat.constraint import ConstraintCompiler
+from nexa_runtime.chat.grammar import GrammarKind, GrammarSource
 from nexa_runtime.llama import TokenMask
 from nexa_runtime.llama.vocab import Vocab
 
@@ -51,11 +54,16 @@ def text_of(vocab: Vocab, tokens: Sequence[int]) -> str:
     return b"".join(vocab.pieces[token] for token in tokens).decode()
 
 
-def record(**properties: Any) -> dict[str, Any]:
-    """An object with just these properties, all of them required."""
-    return {
-        "type": "object",
-        "properties": properties,
-        "required": list(properties),
-        "additionalProperties": False,
-    }
+def source(kind: GrammarKind, text: str, *, is_strict: bool = False) -> GrammarSource:
+    """A form that a client asks for."""
+    return GrammarSource(kind, text, "form", is_strict)
+
+
+def of_schema(schema: Any, *, is_strict: bool = False) -> GrammarSource:
+    """JSON of a schema."""
+    return source(GrammarKind.JSON_SCHEMA, json.dumps(schema), is_strict=is_strict)
+
+
+def start(compiler: ConstraintCompiler, one: GrammarSource) -> TokenMask:
+    """A mask of a form, compiled for a tenant."""
+    return compiler.compile(one, "tenant").start()

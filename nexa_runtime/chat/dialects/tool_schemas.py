@@ -59,7 +59,6 @@ class Value:
     is_free: bool
 
 
-ANY_VALUE = Value(ALL_TYPES, ((),), is_free=True)
 _UNTOLD_VALUE = Value(ALL_TYPES, None, is_free=False)
 
 
