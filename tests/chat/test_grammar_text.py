@@ -11,8 +11,8 @@ from nexa_runtime.chat.dialects.base import lark_json
 from nexa_runtime.chat.grammar import GrammarKind, GrammarSource
 from nexa_runtime.chat.grammar_text import to_text
 from nexa_runtime.errors import InvalidRequestError
-from nexa_runtime.llama import Model, TokenMask
-from tests.chat.walks import allowed_tokens, feed, text_of, walk
+from nexa_runtime.llama import Model
+from tests.chat.walks import allowed_tokens, feed, of_schema, source, start, text_of, walk
 from tests.schemas import record
 
 DIGIT = {"type": "integer", "minimum": 0, "maximum": 9}
@@ -23,23 +23,11 @@ def compiler(model: Model) -> ConstraintCompiler:
     return ConstraintCompiler(model.vocab)
 
 
-def source(kind: GrammarKind, text: str, *, is_strict: bool = False) -> GrammarSource:
-    return GrammarSource(kind, text, "form", is_strict)
-
-
-def of_schema(schema: Any, *, is_strict: bool = False) -> GrammarSource:
-    return source(GrammarKind.JSON_SCHEMA, json.dumps(schema), is_strict=is_strict)
-
-
 def of_tool(schema: Any) -> GrammarSource:
     """As ``serving`` makes it for a tool with these parameters."""
     lark = f"start: {lark_json(schema)}"
     text = json.dumps(schema)
     return GrammarSource(GrammarKind.DIALECT, text, "form", build=lambda: lark, schemas=(schema,))
-
-
-def start(compiler: ConstraintCompiler, one: GrammarSource) -> TokenMask:
-    return compiler.compile(one, "tenant").start()
 
 
 def test_json_has_no_free_spaces(compiler: ConstraintCompiler, model: Model) -> None:
