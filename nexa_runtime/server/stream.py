@@ -1,7 +1,7 @@
 """One generation to one response: a stream of events, or a single body.
 
-Owns how an answer is written while it grows, and that it ends in exactly one way: complete with ``[DONE]``,
-with an error frame, or with the client gone. Whatever happens, the generation is closed. Routes call it.
+Owns how an answer is written while it grows, and that it ends in exactly one way: complete as its API says
+(``[DONE]``), with an error frame, or with the client gone. Whatever happens, the generation is closed. Routes call it.
 
 Deliberate: the status of a stream is withheld until its first token, for ``WITHHOLD_S`` at most, so that a
 refusal is a real status; from then on comments keep the connection alive and a failure is an error frame.
@@ -12,12 +12,11 @@ have one, and by them a client that takes nothing is found.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-import orjson
 from sse_starlette import EventSourceResponse
 from sse_starlette.sse import AppStatus
 from starlette.requests import Request
@@ -25,7 +24,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from nexa_runtime.errors import ClientDisconnectedError, NexaError
-from nexa_runtime.server.errors import error_body, json_response
+from nexa_runtime.server.errors import json_response
 from nexa_runtime.serving.choices import Choice, ChoiceDelta, Timings
 from nexa_runtime.serving.generation import Generation, Usage
 
@@ -33,8 +32,6 @@ ResultT = TypeVar("ResultT")
 
 WITHHOLD_S = 10.0
 KEEP_ALIVE_S = 10.0
-DONE = b"data: [DONE]\n\n"
-"""The last frame of a stream that is complete."""
 SEND_TIMEOUT_S = 60.0
 """A client that takes nothing for so long is gone; the clock starts at the next comment that is due."""
 
@@ -43,31 +40,31 @@ AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
 
 
 class Writer(Protocol):
-    """How an endpoint writes its answers; ``protocol`` has one per endpoint."""
+    """How an endpoint writes its answers; ``protocol`` has one per endpoint.
+
+    A stream is ``first_chunks``, ``chunks`` of each delta, ``last_chunks`` and ``ending``; or it is cut by
+    ``error_chunk``. ``frame`` puts a chunk on the wire.
+    """
+
+    ending: bytes
+
+    def frame(self, content: Mapping[str, object], /) -> bytes: ...
 
     def response(
         self, choices: list[Choice], usage: Usage, timings: Timings | None
     ) -> Mapping[str, object]: ...
 
-    def first_chunk(self, index: int) -> Mapping[str, object] | None: ...
+    def first_chunks(self, num_choices: int, usage: Usage) -> Sequence[Mapping[str, object]]: ...
 
     def chunks(self, delta: ChoiceDelta) -> Sequence[Mapping[str, object]]: ...
 
-    def last_chunk(
-        self, usage: Usage, timings: Timings | None, *, wants_usage: bool
-    ) -> Mapping[str, object]: ...
+    def last_chunks(self, usage: Usage, timings: Timings | None) -> Sequence[Mapping[str, object]]: ...
 
-
-@dataclass(frozen=True, slots=True)
-class Extras:
-    """What a client wants to know beside the answer. ``usage``: at the end of a stream too."""
-
-    usage: bool = False
-    timings: bool = False
+    def error_chunk(self, error: NexaError) -> Mapping[str, object]: ...
 
 
 async def respond(
-    request: Request, generation: Generation, writer: Writer, headers: dict[str, str], extras: Extras
+    request: Request, generation: Generation, writer: Writer, headers: dict[str, str], *, wants_timings: bool = False
 ) -> Response:
     """The whole answer in one body; the generation ends with the client."""
     try:
@@ -76,7 +73,7 @@ async def respond(
             async for batch in generation.deltas():
                 for delta in batch:
                     parts[delta.index].append(delta)
-        timings = generation.timings() if extras.timings else None
+        timings = generation.timings() if wants_timings else None
         best = generation.best([Choice.of(one) for one in parts])
         return json_response(writer.response(best, generation.usage, timings), headers=headers)
     finally:
@@ -97,7 +94,7 @@ async def while_connected(request: Request, work: Coroutine[None, None, ResultT]
 
 
 async def stream(
-    request: Request, generation: Generation, writer: Writer, headers: dict[str, str], extras: Extras
+    request: Request, generation: Generation, writer: Writer, headers: dict[str, str], *, wants_timings: bool = False
 ) -> Response:
     """A stream of events, once the first token is there. Raises what ends the request before that."""
     try:
@@ -106,7 +103,7 @@ async def stream(
     except BaseException:
         generation.close()
         raise
-    return _GenerationResponse(generation, _events(generation, writer, extras), headers)
+    return _GenerationResponse(generation, _events(generation, writer, wants_timings=wants_timings), headers)
 
 
 class _GenerationResponse(EventSourceResponse):
@@ -136,30 +133,24 @@ async def _sending(events: AsyncGenerator[bytes], send: Send) -> AsyncIterator[b
     yield b""  # this is what makes it an iterator
 
 
-async def _events(generation: Generation, writer: Writer, extras: Extras) -> AsyncGenerator[bytes]:
+async def _events(
+    generation: Generation, writer: Writer, *, wants_timings: bool = False
+) -> AsyncGenerator[bytes]:
     """The frames of a stream; what is there at the same time is one piece, and one send."""
+
+    def frames(chunks: Iterable[Mapping[str, object]]) -> bytes:
+        return b"".join(map(writer.frame, chunks))
+
     try:
-        for index in range(generation.num_choices):
-            if (first := writer.first_chunk(index)) is not None:
-                yield frame(first)
+        if first := frames(writer.first_chunks(generation.num_choices, generation.usage)):
+            yield first
         async for batch in generation.deltas():
-            if frames := [frame(chunk) for delta in batch for chunk in writer.chunks(delta)]:
-                yield b"".join(frames)
-        yield _last_frame(generation, writer, extras) + DONE
+            if piece := frames(chunk for delta in batch for chunk in writer.chunks(delta)):
+                yield piece
+        timings = generation.timings() if wants_timings else None
+        yield frames(writer.last_chunks(generation.usage, timings)) + writer.ending
     except NexaError as error:
-        yield frame(error_body(error))
-
-
-def _last_frame(generation: Generation, writer: Writer, extras: Extras) -> bytes:
-    if not (extras.usage or extras.timings):
-        return b""
-    timings = generation.timings() if extras.timings else None
-    return frame(writer.last_chunk(generation.usage, timings, wants_usage=extras.usage))
-
-
-def frame(content: Mapping[str, object]) -> bytes:
-    """One event of a stream."""
-    return b"data: " + orjson.dumps(content) + b"\n\n"
+        yield writer.frame(writer.error_chunk(error))
 
 
 def _is_cancelling() -> bool:

@@ -11,7 +11,7 @@ from nexa_runtime.engine.sequence import FinishReason
 from nexa_runtime.errors import DecodeError
 from nexa_runtime.server.protocol.chat_writer import ChatWriter
 from nexa_runtime.server.protocol.logprobs import TokenTexts
-from nexa_runtime.server.stream import Extras, _events
+from nexa_runtime.server.stream import _events
 from nexa_runtime.serving.choices import ChoiceDelta, Timings
 from nexa_runtime.serving.generation import Generation, Usage
 
@@ -37,13 +37,14 @@ class FakeGeneration:
         return Timings(queue_s=0.5, prompt_s=0.25, predicted_s=2.0)
 
 
-def written(generation: FakeGeneration, extras: Extras) -> list[bytes]:
+def written(
+    generation: FakeGeneration, *, wants_usage: bool = False, wants_timings: bool = False
+) -> list[bytes]:
     """The sends of a stream."""
+    writer = ChatWriter("chatcmpl-1", 7, "demo", TokenTexts(()), wants_usage=wants_usage)
 
     async def collect() -> list[bytes]:
-        events = _events(
-            cast(Generation, generation), ChatWriter("chatcmpl-1", 7, "demo", TokenTexts(())), extras
-        )
+        events = _events(cast(Generation, generation), writer, wants_timings=wants_timings)
         return [piece async for piece in events]
 
     return asyncio.run(collect())
@@ -55,21 +56,21 @@ def test_what_is_there_at_the_same_time_is_one_send() -> None:
         [ChoiceDelta(0)],
         [ChoiceDelta(0, "c", finish_reason=STOP)],
     )
-    sends = written(FakeGeneration(*batches), Extras())
+    sends = written(FakeGeneration(*batches))
     assert [send.count(b"data: ") for send in sends] == [1, 2, 2, 1]
     assert sends[-1] == b"data: [DONE]\n\n"
 
 
 @pytest.mark.parametrize(
-    ("extras", "keys"),
+    ("wants", "keys"),
     [
-        (Extras(usage=True), {"usage"}),
-        (Extras(timings=True), {"timings"}),
-        (Extras(usage=True, timings=True), {"usage", "timings"}),
+        ({"wants_usage": True}, {"usage"}),
+        ({"wants_timings": True}, {"timings"}),
+        ({"wants_usage": True, "wants_timings": True}, {"usage", "timings"}),
     ],
 )
-def test_the_last_chunk_says_what_was_asked(extras: Extras, keys: set[str]) -> None:
-    last = written(FakeGeneration([ChoiceDelta(0, "a", finish_reason=STOP)]), extras)[-1]
+def test_the_last_chunk_says_what_was_asked(wants: dict[str, bool], keys: set[str]) -> None:
+    last = written(FakeGeneration([ChoiceDelta(0, "a", finish_reason=STOP)]), **wants)[-1]
     chunk, done = last.split(b"\n\n", 1)
     assert done == b"data: [DONE]\n\n"
     body = json.loads(chunk.removeprefix(b"data: "))
@@ -78,5 +79,5 @@ def test_the_last_chunk_says_what_was_asked(extras: Extras, keys: set[str]) -> N
 
 
 def test_an_error_is_the_last_frame() -> None:
-    last = written(FakeGeneration([ChoiceDelta(0, "a")], error=DecodeError("broken")), Extras(usage=True))[-1]
+    last = written(FakeGeneration([ChoiceDelta(0, "a")], error=DecodeError("broken")), wants_usage=True)[-1]
     assert json.loads(last.removeprefix(b"data: "))["error"]["code"] == DecodeError.code

@@ -1,7 +1,7 @@
 """Answers on the wire: whole ones and streams, read by OpenAI's own types."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import orjson
@@ -30,12 +30,12 @@ LOGPROBS = (
 )
 
 
-def chat_writer(*, is_named: bool = False) -> ChatWriter:
-    return ChatWriter("chatcmpl-1", 7, "demo", TEXTS, is_named=is_named)
+def chat_writer(*, is_named: bool = False, wants_usage: bool = False) -> ChatWriter:
+    return ChatWriter("chatcmpl-1", 7, "demo", TEXTS, is_named=is_named, wants_usage=wants_usage)
 
 
-def completion_writer(texts: TokenTexts = TEXTS) -> CompletionWriter:
-    return CompletionWriter("cmpl-1", 7, "demo", texts)
+def completion_writer(texts: TokenTexts = TEXTS, *, wants_usage: bool = False) -> CompletionWriter:
+    return CompletionWriter("cmpl-1", 7, "demo", texts, wants_usage=wants_usage)
 
 
 def whole(choice: Choice, *, is_named: bool = False) -> dict[str, Any]:
@@ -162,11 +162,11 @@ def test_openais_client_puts_a_stream_together() -> None:
         ChoiceDelta(0, call=CallDelta(1, "{}", "c2", "g")),
         ChoiceDelta(0, finish_reason=STOP),
     ]
-    writer, state = chat_writer(), ChatCompletionStreamState()
-    chunks = [writer.first_chunk(0)]
+    writer, state = chat_writer(wants_usage=True), ChatCompletionStreamState()
+    chunks = writer.first_chunks(1, USAGE)
     for one in news:
         chunks += writer.chunks(one)
-    chunks.append(writer.last_chunk(USAGE, TIMINGS, wants_usage=True))
+    chunks += writer.last_chunks(USAGE, TIMINGS)
     for chunk in chunks:
         state.handle_chunk(ChatCompletionChunk.model_validate_json(orjson.dumps(chunk)))
     folded = state.get_final_completion()
@@ -290,8 +290,9 @@ def test_chunks_of_a_completion() -> None:
     ]
 
 
-@pytest.mark.parametrize("writer", [chat_writer(), completion_writer()], ids=["chat", "completion"])
-def test_usage_and_timings(writer: ChatWriter | CompletionWriter) -> None:
+@pytest.mark.parametrize("make", [chat_writer, completion_writer], ids=["chat", "completion"])
+def test_usage_and_timings(make: Callable[..., ChatWriter | CompletionWriter]) -> None:
+    writer = make()
     timings = {
         "cache_n": 6,
         "prompt_n": 4,
@@ -304,9 +305,10 @@ def test_usage_and_timings(writer: ChatWriter | CompletionWriter) -> None:
     }
     assert writer.response([], USAGE, TIMINGS)["timings"] == timings
     assert "timings" not in writer.response([], USAGE, None)
-    last = writer.last_chunk(USAGE, TIMINGS, wants_usage=False)
+    assert writer.last_chunks(USAGE, None) == []
+    (last,) = writer.last_chunks(USAGE, TIMINGS)
     assert (last["choices"], last["timings"], "usage" in last) == ([], timings, False)
-    both = writer.last_chunk(USAGE, TIMINGS, wants_usage=True)
+    (both,) = make(wants_usage=True).last_chunks(USAGE, TIMINGS)
     assert cast(dict[str, int], both["usage"])["total_tokens"] == 14
     none = Timings(0.0, 0.0, 0.0)
     assert cast(dict[str, float], writer.response([], USAGE, none)["timings"])["predicted_per_second"] == 0.0

@@ -4,6 +4,8 @@ Owns ``usage``, ``timings`` and ``finish_reason`` on the wire; the writers of bo
 OpenAI's API, and llama-server for ``timings``.
 """
 
+from collections.abc import Mapping
+
 from nexa_runtime.engine.sequence import FinishReason
 from nexa_runtime.serving.choices import Timings
 from nexa_runtime.serving.generation import Usage
@@ -42,12 +44,14 @@ def closing(usage: Usage, timings: Timings | None) -> dict[str, object]:
     return body
 
 
-def last_chunk_body(usage: Usage, timings: Timings | None, *, wants_usage: bool) -> dict[str, object]:
-    """What the last chunk of a stream has, the one without choices."""
+def last_chunks(
+    head: Mapping[str, object], usage: Usage, timings: Timings | None, *, wants_usage: bool
+) -> list[Mapping[str, object]]:
+    """The chunk without choices that ends a stream, where the client asked for what it has."""
     body = closing(usage, timings)
     if not wants_usage:
         del body["usage"]
-    return {"choices": [], **body}
+    return [{**head, "choices": [], **body}] if body else []
 
 
 def finish_name(reason: FinishReason | None) -> str | None:

@@ -9,7 +9,10 @@ from collections.abc import Mapping
 
 from nexa_runtime.chat.dialects.base import CallDelta
 from nexa_runtime.engine.sequence import FinishReason
-from nexa_runtime.server.protocol.answers import closing, finish_name, last_chunk_body
+from nexa_runtime.errors import NexaError
+from nexa_runtime.server.errors import error_body
+from nexa_runtime.server.frames import DONE, frame
+from nexa_runtime.server.protocol.answers import closing, finish_name, last_chunks
 from nexa_runtime.server.protocol.logprobs import TokenTexts, chat_logprobs
 from nexa_runtime.serving.choices import Choice, ChoiceDelta, Timings
 from nexa_runtime.serving.generation import Usage
@@ -19,15 +22,26 @@ Body = Mapping[str, object]
 
 class ChatWriter:
     """Writes the answers to one chat request. ``is_named``: the client named the function to call, so that
-    the call is no news and its end is an ordinary one.
+    the call is no news and its end is an ordinary one. ``wants_usage``: at the end of a stream too.
     """
 
+    ending = DONE
+    frame = staticmethod(frame)
+
     def __init__(
-        self, completion_id: str, created: int, model: str, texts: TokenTexts, *, is_named: bool = False
+        self,
+        completion_id: str,
+        created: int,
+        model: str,
+        texts: TokenTexts,
+        *,
+        is_named: bool = False,
+        wants_usage: bool = False,
     ) -> None:
         self._head = {"id": completion_id, "created": created, "model": model}
         self._texts = texts
         self._is_named = is_named
+        self._wants_usage = wants_usage
         self._with_calls: set[int] = set()
         """Choices of a stream that have called something."""
 
@@ -39,9 +53,9 @@ class ChatWriter:
             **closing(usage, timings),
         }
 
-    def first_chunk(self, index: int) -> Body:
-        """The chunk before any text: who speaks."""
-        return self._chunk(index, {"role": "assistant", "content": ""})
+    def first_chunks(self, num_choices: int, _: Usage) -> list[Body]:
+        """Before any text: who speaks."""
+        return [self._chunk(index, {"role": "assistant", "content": ""}) for index in range(num_choices)]
 
     def chunks(self, delta: ChoiceDelta) -> list[Body]:
         """The chunks of one piece of news; log-probabilities come with the first of them."""
@@ -69,10 +83,14 @@ class ChatWriter:
             chunks.append(self._chunk(index, {}, logprobs, name))
         return chunks
 
-    def last_chunk(self, usage: Usage, timings: Timings | None, *, wants_usage: bool) -> Body:
+    def last_chunks(self, usage: Usage, timings: Timings | None) -> list[Body]:
         """The chunk without choices, where the client asked for usage or timings."""
-        body = last_chunk_body(usage, timings, wants_usage=wants_usage)
-        return self._head | {"object": "chat.completion.chunk"} | body
+        head = self._head | {"object": "chat.completion.chunk"}
+        return last_chunks(head, usage, timings, wants_usage=self._wants_usage)
+
+    def error_chunk(self, error: NexaError) -> Body:
+        """What a stream that is cut ends with."""
+        return error_body(error)
 
     def _whole(self, index: int, choice: Choice) -> Body:
         message: dict[str, object] = {

@@ -7,7 +7,10 @@ completions API. What a choice has beside its text (reasoning, calls) is a chat'
 from collections.abc import Mapping
 
 from nexa_runtime.engine.sequence import FinishReason
-from nexa_runtime.server.protocol.answers import closing, finish_name, last_chunk_body
+from nexa_runtime.errors import NexaError
+from nexa_runtime.server.errors import error_body
+from nexa_runtime.server.frames import DONE, frame
+from nexa_runtime.server.protocol.answers import closing, finish_name, last_chunks
 from nexa_runtime.server.protocol.logprobs import CompletionLogprobs, TokenTexts
 from nexa_runtime.serving.choices import Choice, ChoiceDelta, Timings
 from nexa_runtime.serving.generation import Usage
@@ -16,9 +19,14 @@ Body = Mapping[str, object]
 
 
 class CompletionWriter:
-    """Writes the answers to one completion request."""
+    """Writes the answers to one completion request. ``wants_usage``: at the end of a stream too."""
 
-    def __init__(self, completion_id: str, created: int, model: str, texts: TokenTexts) -> None:
+    ending = DONE
+    frame = staticmethod(frame)
+
+    def __init__(
+        self, completion_id: str, created: int, model: str, texts: TokenTexts, *, wants_usage: bool = False
+    ) -> None:
         self._head = {
             "id": completion_id,
             "object": "text_completion",
@@ -26,6 +34,7 @@ class CompletionWriter:
             "model": model,
         }
         self._texts = texts
+        self._wants_usage = wants_usage
         self._logprobs: dict[int, CompletionLogprobs] = {}
         """Per choice of a stream."""
 
@@ -42,8 +51,9 @@ class CompletionWriter:
         ]
         return self._head | {"choices": bodies, **closing(usage, timings)}
 
-    def first_chunk(self, index: int) -> None:
+    def first_chunks(self, _num_choices: int, _usage: Usage) -> list[Body]:
         """Completions have none."""
+        return []
 
     def chunks(self, delta: ChoiceDelta) -> list[Body]:
         """The chunks of one piece of news: its text, then its end."""
@@ -60,9 +70,13 @@ class CompletionWriter:
             chunks.append(self._chunk(index, "", logprobs, reason))
         return chunks
 
-    def last_chunk(self, usage: Usage, timings: Timings | None, *, wants_usage: bool) -> Body:
+    def last_chunks(self, usage: Usage, timings: Timings | None) -> list[Body]:
         """The chunk without choices, where the client asked for usage or timings."""
-        return self._head | last_chunk_body(usage, timings, wants_usage=wants_usage)
+        return last_chunks(self._head, usage, timings, wants_usage=self._wants_usage)
+
+    def error_chunk(self, error: NexaError) -> Body:
+        """What a stream that is cut ends with."""
+        return error_body(error)
 
     def _chunk(self, index: int, text: str, logprobs: Body | None, reason: FinishReason | None) -> Body:
         return self._head | {"choices": [_choice(index, text, logprobs, reason)]}

@@ -11,9 +11,10 @@ from nexa_runtime.engine.scheduler import TenantCounts
 from nexa_runtime.errors import InvalidRequestError, NexaError, TenantUnknownError
 from nexa_runtime.server.body import read_json_object
 from nexa_runtime.server.errors import error_body, json_response
+from nexa_runtime.server.frames import DONE, frame
 from nexa_runtime.server.ignored import ignored_header
 from nexa_runtime.server.services import Services, services
-from nexa_runtime.server.stream import DONE, KEEP_ALIVE_S, SEND_TIMEOUT_S, WITHHOLD_S, frame
+from nexa_runtime.server.stream import KEEP_ALIVE_S, SEND_TIMEOUT_S, WITHHOLD_S
 from nexa_runtime.serving.pool import ModelPool
 from nexa_runtime.serving.pulling import Pull
 from nexa_runtime.serving.tenants import PUBLIC_TENANT_ID, max_sequence_tokens, share_of

@@ -21,7 +21,7 @@ from nexa_runtime.server.protocol.logprobs import TokenTexts
 from nexa_runtime.server.protocol.parameters import CHAT, COMPLETION, split_fields
 from nexa_runtime.server.protocol.wire import parse, unknown_fields
 from nexa_runtime.server.services import is_patient, services, tenant_and_body
-from nexa_runtime.server.stream import Extras, Writer, respond, stream, while_connected
+from nexa_runtime.server.stream import Writer, respond, stream, while_connected
 from nexa_runtime.serving.generation import Generation
 
 
@@ -41,6 +41,7 @@ async def chat_completions(request: Request) -> Response:
         generation.model_name,
         _texts(wire, generation),
         is_named=conversation.tool_choice.mode is ToolMode.NAMED,
+        wants_usage=wire.wants_usage,
     )
     return await _answer(request, wire, generation, writer, unknown)
 
@@ -55,7 +56,11 @@ async def completions(request: Request) -> Response:
     )
     generation = await while_connected(request, opening)
     writer = CompletionWriter(
-        f"cmpl-{uuid.uuid4().hex}", int(time.time()), generation.model_name, _texts(wire, generation)
+        f"cmpl-{uuid.uuid4().hex}",
+        int(time.time()),
+        generation.model_name,
+        _texts(wire, generation),
+        wants_usage=wire.wants_usage,
     )
     return await _answer(request, wire, generation, writer, unknown)
 
@@ -70,6 +75,5 @@ async def _answer(
     headers = ignored_header([*unknown, *unknown_fields(wire)])
     if generation.clamped_max_tokens is not None:
         headers["x-nexa-clamped"] = f"max_tokens={generation.clamped_max_tokens}"
-    extras = Extras(usage=wire.wants_usage, timings=bool(wire.timings))
     answer = stream if wire.stream else respond
-    return await answer(request, generation, writer, headers, extras)
+    return await answer(request, generation, writer, headers, wants_timings=bool(wire.timings))
