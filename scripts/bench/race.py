@@ -8,6 +8,7 @@ whose token counts differ by more than ``MAX_DIFFERENCE`` is marked.
 
     scripts/bench/build_llama_server
     scripts/bench/race --model qwen05.gguf [--rows one,four] [--pairs 5] [--results race.jsonl] [--table]
+    scripts/bench/race --model qwen05.gguf --rows eight --setting NEXA_ITL_TARGET_MS=10000 --results l.jsonl
 """
 
 import argparse
@@ -366,6 +367,7 @@ def _server(
         command = nexa_command(port, flags)
         ready_path = "/readyz"
         env |= {"TENANT_MODE": "multi", "NEXA_TENANTS_FILE": str(_tenants_file())}
+        env |= dict(setting.split("=", 1) for setting in options.setting)
     else:
         command = [
             str(options.llama_server), "--host", "127.0.0.1", "--port", str(port), "--model", str(model),
@@ -484,12 +486,17 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help=MODEL_HELP)
     parser.add_argument("--llama-server", type=Path, default=_default_llama_server())
     parser.add_argument("--llama-flags", default="--kv-unified", help="further flags for llama-server")
+    parser.add_argument(
+        "--setting", action="append", default=[], metavar="NAME=VALUE", help="further settings of our server"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rows", default=",".join(row.name for row in ROWS), help="names, by commas")
     parser.add_argument("--pairs", type=int, default=5, help="per row, with those the results file has")
     parser.add_argument("--results", type=Path, default=Path("race.jsonl"))
     parser.add_argument("--table", action="store_true", help="only print the table")
     options = parser.parse_args()
+    if any("=" not in setting for setting in options.setting):
+        parser.error("--setting is like NEXA_ITL_TARGET_MS=1000")
     names = options.rows.split(",")
     if unknown := set(names) - {row.name for row in ROWS}:
         parser.error(f"there is no row {', '.join(sorted(unknown))}; rows: {', '.join(r.name for r in ROWS)}")
