@@ -9,6 +9,7 @@ whose token counts differ by more than ``MAX_DIFFERENCE`` is marked.
     scripts/bench/build_llama_server
     scripts/bench/race --model qwen05.gguf [--rows one,four] [--pairs 5] [--results race.jsonl] [--table]
     scripts/bench/race --model qwen05.gguf --rows eight --setting NEXA_ITL_TARGET_MS=10000 --results l.jsonl
+    scripts/bench/race --model llama8b.gguf --gpu [--pairs 5]
 """
 
 import argparse
@@ -84,7 +85,9 @@ class Race:
 
 @dataclass(frozen=True)
 class Row:
-    """One kind of work. ``model``: of the names in ``main``; ``cells``: KV cells of all slots together."""
+    """One kind of work. ``model``: of the names in ``main``; ``cells``: KV cells of all slots together.
+    ``is_for_gpu``: only raced with ``--gpu``, and only those are then.
+    """
 
     name: str
     measure: Callable[[Race], Awaitable[Measures]]
@@ -92,6 +95,7 @@ class Row:
     model: str = "chat"
     slots: int = 8
     cells: int = 32_768
+    is_for_gpu: bool = False
 
 
 async def _closed_loop(
@@ -345,6 +349,16 @@ ROWS = [
     ),
     Row("embed", _embed, (Metric("texts_per_s", "64 short texts embedded: texts/s", 1.0),), model="embed"),
     Row("overhead", _overhead, _per_s("64 clients on the demo model", 0.8), model="demo", slots=64),
+    *(
+        Row(
+            f"gpu{clients}",
+            _clients(clients, max(4 * clients, 16)),
+            _per_s(f"GPU, {clients} client{'s' * (clients > 1)}, 118 words, 64 tokens", target),
+            slots=64,
+            is_for_gpu=True,
+        )
+        for clients, target in ((1, 1.0), (8, 1.0), (32, 1.3), (64, 1.3))
+    ),
 ]
 
 
@@ -376,6 +390,8 @@ def _server(
         ]  # fmt: skip
         if row.model == "embed":
             command += ["--embedding", "--pooling", "mean"]
+        if row.is_for_gpu:
+            command += ["--n-gpu-layers", "999"]
         ready_path = "/health"
     with running(command, port, ready_path, log, env=env, timeout_s=180) as server:
         yield server
@@ -490,17 +506,19 @@ def main() -> None:
         "--setting", action="append", default=[], metavar="NAME=VALUE", help="further settings of our server"
     )
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rows", default=",".join(row.name for row in ROWS), help="names, by commas")
+    parser.add_argument("--rows", default="", help="names, by commas; unset: all")
+    parser.add_argument("--gpu", action="store_true", help="race the rows for a GPU, all layers on it")
     parser.add_argument("--pairs", type=int, default=5, help="per row, with those the results file has")
     parser.add_argument("--results", type=Path, default=Path("race.jsonl"))
     parser.add_argument("--table", action="store_true", help="only print the table")
     options = parser.parse_args()
     if any("=" not in setting for setting in options.setting):
         parser.error("--setting is like NEXA_ITL_TARGET_MS=1000")
-    names = options.rows.split(",")
-    if unknown := set(names) - {row.name for row in ROWS}:
-        parser.error(f"there is no row {', '.join(sorted(unknown))}; rows: {', '.join(r.name for r in ROWS)}")
-    rows = [row for row in ROWS if row.name in names]
+    rows = [row for row in ROWS if row.is_for_gpu == options.gpu]
+    names = options.rows.split(",") if options.rows else [row.name for row in rows]
+    if unknown := set(names) - {row.name for row in rows}:
+        parser.error(f"there is no row {', '.join(sorted(unknown))}; rows: {', '.join(r.name for r in rows)}")
+    rows = [row for row in rows if row.name in names]
     try:
         if not options.table:
             _race(rows, options)
