@@ -13,15 +13,14 @@ MIN_PREFILL_TOKENS = 32
 recur.
 """
 
-PREFILL_STEP_S = 0.5
+PREFILL_STEP_S = 0.75
+"""The longest that prompts hold a step: whoever answers waits for it, and so does whoever arrives."""
 FIRST_STEP_TOKENS = 128
 """The size of a step of prompts alone, until the machine's speed is known."""
 
-TURN_S = 0.75
-"""The longest that answers wait for prompts, where these have steps of their own."""
 FAR_TOKENS = 512
 """From here on attention weighs so much that a prompt is computed in tiles, whoever is answering."""
-FEW_ANSWERS = 2
+FEW_ANSWERS = 1
 """As many may ride with a prompt: row by row, attention passes over every cell that anyone has."""
 
 DEFAULT_DECODE_WORK = 2.0
@@ -59,7 +58,7 @@ class PrefillBudget:
 
     def mixed(self, num_decode_rows: int) -> PromptRows:
         """For a step with so many decode rows: as many as keep it inside its target, in grains of
-        ``MIN_PREFILL_TOKENS``; without a target what fits under a tile, half a second at most.
+        ``MIN_PREFILL_TOKENS``; without a target what fits under a tile, for ``PREFILL_STEP_S`` at most.
         """
         wanted = self._affordable()
         if self._tile_rows is None or wanted >= self._tile_rows:
@@ -83,30 +82,27 @@ class PrefillBudget:
         grains = max(1, affordable // MIN_PREFILL_TOKENS)
         return min(grains * MIN_PREFILL_TOKENS, self._max_tokens)
 
-    def turn(
-        self, decoding: Collection[Sequence], prefilling: Collection[Sequence]
-    ) -> tuple[int, int] | None:
-        """Where prompts and answers have steps of their own: rows that prompts take in their turn, and steps
-        that answers take in theirs; a step for each tile, or fewer where more wait than are answered.
+    def turn(self, decoding: Collection[Sequence], prefilling: Collection[Sequence]) -> int | None:
+        """Where prompts and answers have steps of their own: rows that prompts take between two steps of
+        answers. None: they share steps.
 
-        Larger turns waste less: what is alike from step to step is not built anew. None: they share steps.
+        Larger turns waste less: what is alike from step to step is not built anew. More than one step of
+        answers between would be taken by few of them, while those that wait have none.
         """
         if self._tile_rows is None or self._prefill_token_s is None:
             return None
-        limit_s = TURN_S if self._target_s is None else self._target_s
+        limit_s = PREFILL_STEP_S if self._target_s is None else self._target_s
         num_tiles = round(limit_s / self._prefill_token_s / self._tile_rows)
         num_pending = sum(one.num_pending for one in prefilling)
         if any(one.num_computed >= FAR_TOKENS for one in prefilling):
             # A tile takes ever longer there, which what was learned does not tell; a rest takes longer still.
             is_asked_for_less = self._target_s is not None and not num_tiles
             is_rest = num_pending < self._tile_rows
-            return MIN_PREFILL_TOKENS if is_rest or is_asked_for_less else self._tile_rows, 1
+            return MIN_PREFILL_TOKENS if is_rest or is_asked_for_less else self._tile_rows
         is_cheap_together = len(prefilling) <= len(decoding) <= FEW_ANSWERS
         if not num_tiles or is_cheap_together or num_pending <= MIN_PREFILL_TOKENS:
             return None
-        return num_tiles * self._tile_rows, max(
-            num_tiles * min(len(decoding), len(prefilling)) // len(prefilling), 1
-        )
+        return num_tiles * self._tile_rows
 
     @property
     def decode_work(self) -> float:
@@ -120,8 +116,7 @@ class PrefillBudget:
     def prompts_alone(self, limit: int | None = None) -> PromptRows:
         """For a step without decode rows: as many as take ``PREFILL_STEP_S``, in whole tiles.
 
-        ``limit``: what is left of the prompts' turn; then a rest is left for the answers' steps. Whoever
-        arrives meanwhile waits for the step to end, and on a processor larger ones are hardly faster.
+        ``limit``: what is left of the prompts' turn; then a rest is left for the answers' steps.
         """
         wanted = FIRST_STEP_TOKENS
         if self._prefill_token_s is not None:

@@ -7,7 +7,7 @@ tests drive it by hand.
 
 The step: every decode row first, then chunks of prompts, of the tenant with least virtual time, until the
 token budget is spent. A sequence whose constraint has forced tokens has several decode rows. With nobody
-decoding, prompts take the whole step, of half a second at most. Where prompts and answers are cheaper apart
+decoding, prompts take the whole step, of 0.75 s at most. Where prompts and answers are cheaper apart
 they take turns, each in steps of their own.
 """
 
@@ -105,9 +105,7 @@ class Scheduler:
         """Whether a sequence has, since residents were last looked at."""
         self._budget = PrefillBudget(step_tokens, itl_target_s, tile_rows)
         self._turn_rows = 0
-        """Rows that prompts may still take before it is the answers' turn."""
-        self._turn_steps = 0
-        """Steps that answers may take then."""
+        """Rows that prompts may still take before the next step of answers."""
         self._max_rows: int | None = None
         """Set when llama.cpp found no room for a step although nothing was left to give up."""
         self._num_pauses = 0
@@ -184,9 +182,7 @@ class Scheduler:
             if turn is None:
                 rows = self._budget.mixed(num_rows) if num_rows else self._budget.prompts_alone()
                 self._plan_prompts(prefilling, rows, max_rows - num_rows, chunks)
-            self._turn_steps -= 1
-            if turn is None or self._turn_steps <= 0:
-                self._turn_rows, self._turn_steps = turn or (0, 0)
+            self._turn_rows = turn or 0
         if self._has_ended:
             self._has_ended = self._memory.cool()
         operations = tuple(self._operations)
