@@ -332,7 +332,7 @@ def test_a_pool_too_small_for_its_load_ends_nothing_and_changes_nothing(
         :32
     ]
     keys = [
-        small.submit(question, max_new=240, ignore_eos=index % 2 == 0)
+        small.submit(question, max_new=120, ignore_eos=index % 2 == 0)
         for index, question in enumerate(questions)
     ]
     small.run()
@@ -340,7 +340,7 @@ def test_a_pool_too_small_for_its_load_ends_nothing_and_changes_nothing(
     for index, (question, key) in enumerate(zip(questions, keys, strict=True)):
         assert small.end(key).finish_reason in (FinishReason.STOP, FinishReason.LENGTH)
         alone = make(slots=1)
-        only = alone.submit(question, max_new=240, ignore_eos=index % 2 == 0)
+        only = alone.submit(question, max_new=120, ignore_eos=index % 2 == 0)
         alone.run()
         assert_same_or_near_tie(model, alone.prompt(question), small.text(key), alone.text(only))
     small.check_idle()

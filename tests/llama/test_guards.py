@@ -134,4 +134,4 @@ def test_copies_that_llama_cannot_make(model: Model, context: Context, batch: Ba
 
 def test_more_cells_than_the_machine_has_is_an_error(model: Model) -> None:
     with pytest.raises(ModelFileError, match="cannot load the model"):
-        Context(model, ContextParams(2**31 - 256, 4, 32, 4, 1))
+        Context(model, ContextParams(2**24, 4, 32, 4, 1))
