@@ -47,12 +47,16 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """A function that the model may call. ``parameters``: the JSON schema of its arguments, an object."""
+    """A function that the model may call. ``parameters``: the JSON schema of its arguments, an object.
+
+    ``param``: the field of the request that has the schema, which errors name.
+    """
 
     name: str
     description: str | None = None
     parameters: Mapping[str, Json] = field(default_factory=lambda: {"type": "object", "properties": {}})
     is_strict: bool = False
+    param: str = field(default="tools", compare=False)
 
 
 class ToolMode(Enum):

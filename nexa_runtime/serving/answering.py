@@ -59,8 +59,8 @@ def render_chat(model: LoadedModel, conversation: Conversation, max_tokens: int)
     """Render and tokenize. Raises ``InvalidRequestError``."""
     dialect, vocab = model.dialect, model.model.vocab
     tools = callable_tools(conversation)
-    for index, tool in enumerate(conversation.tools):
-        check_schema(tool.parameters, f"tools[{index}].function.parameters")
+    for tool in conversation.tools:
+        check_schema(tool.parameters, tool.param)
     shown = without_marks(conversation if tools else replace(conversation, tools=()))
     template = model.template if not tools or model.tool_template is None else model.tool_template
     prompt = template.render(
