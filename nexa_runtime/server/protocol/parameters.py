@@ -78,6 +78,8 @@ _ASKS_FOR_NOTHING: Mapping[str, Callable[[object], bool]] = {
     "function_call": lambda value: value in ("none", "auto"),
     "modalities": lambda value: value == ["text"],
     "verbosity": lambda value: value == "medium",
+    "mcp_servers": lambda value: value == [],
+    "context_management": lambda value: value in ({}, {"edits": []}),
 }
 
 _INSTEAD = {

@@ -65,6 +65,14 @@ async def completions(request: Request) -> Response:
     return await _answer(request, wire, generation, writer, unknown)
 
 
+def answer_headers(generation: Generation, ignored: list[str]) -> dict[str, str]:
+    """What a client is told of its request beside the answer."""
+    headers = ignored_header(ignored)
+    if generation.clamped_max_tokens is not None:
+        headers["x-nexa-clamped"] = f"max_tokens={generation.clamped_max_tokens}"
+    return headers
+
+
 def _texts(wire: CommonRequest, generation: Generation) -> TokenTexts:
     return TokenTexts(generation.pieces, as_ids=bool(wire.return_tokens_as_token_ids))
 
@@ -72,8 +80,6 @@ def _texts(wire: CommonRequest, generation: Generation) -> TokenTexts:
 async def _answer(
     request: Request, wire: CommonRequest, generation: Generation, writer: Writer, unknown: list[str]
 ) -> Response:
-    headers = ignored_header([*unknown, *unknown_fields(wire)])
-    if generation.clamped_max_tokens is not None:
-        headers["x-nexa-clamped"] = f"max_tokens={generation.clamped_max_tokens}"
+    headers = answer_headers(generation, [*unknown, *unknown_fields(wire)])
     answer = stream if wire.stream else respond
     return await answer(request, generation, writer, headers, wants_timings=bool(wire.timings))
