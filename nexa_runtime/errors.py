@@ -247,9 +247,10 @@ class ContextLengthError(InvalidRequestError):
         self.max_prompt_tokens = max_prompt_tokens
         self.context_tokens = context_tokens
         super().__init__(
-            f"The prompt has {'at least ' * is_lower_bound}{prompt_tokens} tokens;"
-            f" at most {max_prompt_tokens} fit into the context of {context_tokens} tokens"
-            " with room for an answer.",
+            # LangChain, LiteLLM and Anthropic's users know the error by these words.
+            f"The prompt is too long: it has {'at least ' * is_lower_bound}{prompt_tokens} tokens;"
+            f" this model's maximum context length is {context_tokens} tokens,"
+            f" of which a prompt may take {max_prompt_tokens}.",
             param=param,
         )
 
