@@ -20,6 +20,7 @@ _STATUS: Mapping[type[errors.NexaError], int] = {
     errors.AccessError: 403,
     errors.HubAccessError: 403,
     errors.ModelNotFoundError: 404,
+    errors.ResponseNotFoundError: 404,
     errors.BodyTimeoutError: 408,
     errors.NotFoundError: 404,
     errors.ModelInUseError: 409,

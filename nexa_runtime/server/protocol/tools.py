@@ -5,7 +5,7 @@ a schema beyond its outermost object; ``chat`` calls it. Source: OpenAI's functi
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
 
 from pydantic import AfterValidator
@@ -45,9 +45,7 @@ class ToolWire(WireModel):
 
 def read_tools(wires: Sequence[ToolWire]) -> tuple[Tool, ...]:
     """The internal form. Raises ``InvalidRequestError``."""
-    tools: list[Tool] = []
-    names: set[str] = set()
-    room = MAX_TOOLS_BYTES
+    functions: list[tuple[str, FunctionWire]] = []
     for index, wire in enumerate(wires):
         path = f"tools[{index}]"
         if wire.type != "function":
@@ -55,13 +53,23 @@ def read_tools(wires: Sequence[ToolWire]) -> tuple[Tool, ...]:
             raise UnsupportedParameterError(f"{path}.type", reason)
         if wire.function is None:
             raise InvalidRequestError(f"{path}.function: is required.", param=f"{path}.function")
-        tool = _tool(wire.function, f"{path}.function")
+        functions.append((f"{path}.function", wire.function))
+    return collect_tools(functions)
+
+
+def collect_tools(functions: Iterable[tuple[str, FunctionWire]]) -> tuple[Tool, ...]:
+    """The internal form of functions, each with its path in the body. Raises ``InvalidRequestError``."""
+    tools: list[Tool] = []
+    names: set[str] = set()
+    room = MAX_TOOLS_BYTES
+    for path, function in functions:
+        tool = _tool(function, path)
         if tool.name in names:
-            param = f"{path}.function.name"
+            param = f"{path}.name"
             raise InvalidRequestError(f"{param}: is the name of an earlier tool.", param=param)
         names.add(tool.name)
         text = tool.name + (tool.description or "") + json_text(
-            tool.parameters, max_bytes=MAX_TOOLS_BYTES, param=f"{path}.function.parameters"
+            tool.parameters, max_bytes=MAX_TOOLS_BYTES, param=f"{path}.parameters"
         )  # fmt: skip
         room -= len(text.encode("utf-8", "surrogatepass"))
         if room < 0:
