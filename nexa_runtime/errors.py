@@ -35,6 +35,7 @@ map classes to those, once.
     │   │   ├── ModelNotAllowedError
     │   │   └── AddressDeniedError
     │   ├── ModelNotFoundError
+    │   ├── ResponseNotFoundError
     │   ├── ModelKindError
     │   ├── BodyTooLargeError
     │   └── BodyTimeoutError
@@ -335,6 +336,16 @@ class ModelNotFoundError(RequestError):
             f'The model "{name[:200]}" is not served here; there is: {", ".join(served) or "none"}.',
             param="model",
         )
+
+
+class ResponseNotFoundError(RequestError):
+    """A response of earlier; none is kept."""
+
+    code = "not_found"
+
+    def __init__(self, response_id: str) -> None:
+        self.response_id = response_id
+        super().__init__(f'There is no response "{response_id[:100]}": this server keeps none.')
 
 
 class ModelKindError(RequestError):

@@ -82,6 +82,13 @@ class ToolChoice:
 
 
 @dataclass(frozen=True, slots=True)
+class FieldNames:
+    """What the client's API calls things, for errors that name a field."""
+
+    messages: str = "messages"
+
+
+@dataclass(frozen=True, slots=True)
 class Conversation:
     """Messages, and how the next one is to be.
 
@@ -97,3 +104,4 @@ class Conversation:
     template_options: Mapping[str, str | bool | int | float] = field(default_factory=dict)
     continues: bool = False
     reasoning_budget: int | None = None
+    fields: FieldNames = FieldNames()
