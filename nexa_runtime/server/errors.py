@@ -23,6 +23,7 @@ _STATUS: Mapping[type[errors.NexaError], int] = {
     errors.AccessError: 403,
     errors.HubAccessError: 403,
     errors.ModelNotFoundError: 404,
+    errors.ResponseNotFoundError: 404,
     errors.BodyTimeoutError: 408,
     errors.NotFoundError: 404,
     errors.ModelInUseError: 409,
@@ -54,6 +55,11 @@ _ANTHROPIC_TYPES = {
     503: "overloaded_error",
     504: "timeout_error",
 }
+
+_ANTHROPIC_DETAILS = {"thread": {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}}
+"""By refused field: what tells Anthropic's client how to go on. Its tool runner asks the server to keep the
+conversation, and sends all of it itself when it reads this.
+"""
 
 _INTERNAL_MESSAGE = "The server had an internal error; its log has the details under this request's id."
 
@@ -153,5 +159,10 @@ def _openai_body(fault: _Fault) -> dict[str, object]:
 
 def _anthropic_body(fault: _Fault, request_id: str) -> dict[str, object]:
     other = "invalid_request_error" if fault.status < 500 else "api_error"
-    error = {"type": _ANTHROPIC_TYPES.get(fault.status, other), "message": fault.message}
+    error: dict[str, object] = {
+        "type": _ANTHROPIC_TYPES.get(fault.status, other),
+        "message": fault.message,
+    }
+    if fault.param in _ANTHROPIC_DETAILS:
+        error["details"] = _ANTHROPIC_DETAILS[fault.param]
     return {"type": "error", "error": error, "request_id": request_id}

@@ -1,6 +1,4 @@
-"""The anthropic package against the running server, as its users write it; ``tests/server`` has the details of
-the endpoint.
-"""
+"""The anthropic package against the running server, as its users write it; ``tests/server`` has the details."""
 
 import asyncio
 import json

@@ -12,6 +12,7 @@ from langchain_core.exceptions import ContextOverflowError
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI, OpenAIEmbeddings
+from pydantic import SecretStr
 
 from nexa_runtime.llama import Vocab
 from tests.clients.cases import (
@@ -32,6 +33,7 @@ QWEN2_PATTERN = (
     r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 """How the demo model's tokenizer splits a text first."""
+KEY = SecretStr("none")
 TEXTS = ["Hello there", "¿Cuál es la capital de Perú?", "12 + 30", "a  b\n\nc"]
 
 
@@ -44,14 +46,12 @@ def get_weather(city: str) -> str:
 
 def chat(server: LiveServer, **fields: Any) -> Any:
     return ChatOpenAI(
-        model="demo", base_url=f"{server.url}/v1", api_key="none", temperature=0, max_retries=0, **fields
+        model="demo", base_url=f"{server.url}/v1", api_key=KEY, temperature=0, max_retries=0, **fields
     )
 
 
 def embeddings(server: LiveServer, **fields: Any) -> OpenAIEmbeddings:
-    return OpenAIEmbeddings(
-        model="demo", base_url=f"{server.url}/v1", api_key="none", max_retries=0, **fields
-    )
+    return OpenAIEmbeddings(model="demo", base_url=f"{server.url}/v1", api_key=KEY, max_retries=0, **fields)
 
 
 @pytest.fixture
