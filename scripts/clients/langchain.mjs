@@ -69,18 +69,31 @@ await check("as n8n's chat model sets it up", async () => {
   assert.equal((await model.bindTools([getWeather]).invoke(WEATHER_QUESTION)).tool_calls.length, 1);
 });
 
-for (const streamed of [false, true]) {
-  await check(`tool loop${streamed ? ", streamed" : ""}`, async () => {
-    const bound = llm.bindTools([getWeather]);
-    const ask = async (messages) =>
-      streamed ? gather(await bound.stream(messages)) : bound.invoke(messages);
-    const messages = [new HumanMessage(WEATHER_QUESTION)];
-    const called = await ask(messages);
-    assert.equal(called.tool_calls.length, 1);
-    assert.deepEqual(called.tool_calls[0].args, { city: "Paris" });
-    messages.push(called, await getWeather.invoke(called.tool_calls[0]));
-    assert.equal((await ask(messages)).content, WEATHER_ANSWER);
-  });
+const byResponses = new ChatOpenAI({ ...place, temperature: 0, useResponsesApi: true });
+
+await check("the responses API", async () => {
+  const message = await byResponses.invoke(QUESTION);
+  assert.equal(message.text, ANSWER);
+  assert.ok(message.usage_metadata.output_tokens > 3);
+  assert.equal((await gather(await byResponses.stream(QUESTION))).text, ANSWER);
+  const structured = byResponses.withStructuredOutput(Person, { name: "person", method: "jsonSchema" });
+  assert.deepEqual(await structured.invoke(PERSON_QUESTION), ANA);
+});
+
+for (const [name, model] of Object.entries({ "tool loop": llm, "the responses API: tool loop": byResponses })) {
+  for (const streamed of [false, true]) {
+    await check(`${name}${streamed ? ", streamed" : ""}`, async () => {
+      const bound = model.bindTools([getWeather]);
+      const ask = async (messages) =>
+        streamed ? gather(await bound.stream(messages)) : bound.invoke(messages);
+      const messages = [new HumanMessage(WEATHER_QUESTION)];
+      const called = await ask(messages);
+      assert.equal(called.tool_calls.length, 1);
+      assert.deepEqual(called.tool_calls[0].args, { city: "Paris" });
+      messages.push(called, await getWeather.invoke(called.tool_calls[0]));
+      assert.equal((await ask(messages)).text, WEATHER_ANSWER);
+    });
+  }
 }
 
 for (const method of ["jsonSchema", "functionCalling", "jsonMode"]) {

@@ -2,7 +2,7 @@
 
 import assert from "node:assert/strict";
 import OpenAI from "openai";
-import { zodFunction, zodResponseFormat } from "openai/helpers/zod";
+import { zodFunction, zodResponseFormat, zodResponsesFunction, zodTextFormat } from "openai/helpers/zod";
 import {
   ANA, ANSWER, assertNear, baseURL, checksOf, City, Person, PERSON_QUESTION, QUESTION, TOO_LONG, WEATHER,
   WEATHER_ANSWER, WEATHER_QUESTION,
@@ -86,6 +86,44 @@ await check("structured output", async () => {
   assert.deepEqual(completion.choices[0].message.parsed, ANA);
   const streamed = await client.chat.completions.stream(fields).finalChatCompletion();
   assert.deepEqual(streamed.choices[0].message.parsed, ANA);
+});
+
+const respond = { model: "demo", temperature: 0, input: QUESTION };
+
+await check("responses", async () => {
+  const response = await client.responses.create({ ...respond, instructions: "You are helpful." });
+  assert.equal(response.output_text, ANSWER);
+  assert.equal(response.status, "completed");
+});
+
+await check("responses, streamed", async () => {
+  let text = "";
+  for await (const event of await client.responses.create({ ...respond, stream: true })) {
+    if (event.type === "response.output_text.delta") text += event.delta;
+  }
+  assert.equal(text, ANSWER);
+  const final = await client.responses.stream(respond).finalResponse();
+  assert.equal(final.output_text, ANSWER);
+});
+
+await check("responses: tool loop", async () => {
+  const { name, description } = getWeather.function;
+  const tools = [zodResponsesFunction({ name, description, parameters: City })];
+  const input = user(WEATHER_QUESTION);
+  const first = await client.responses.parse({ ...respond, input, tools });
+  const call = first.output.find((item) => item.type === "function_call");
+  assert.deepEqual(call.parsed_arguments, { city: "Paris" });
+  const sent = first.output.map(({ parsed_arguments, ...item }) => item);
+  const output = { type: "function_call_output", call_id: call.call_id, output: WEATHER };
+  const second = await client.responses.create({ ...respond, input: [...input, ...sent, output], tools });
+  assert.equal(second.output_text, WEATHER_ANSWER);
+});
+
+await check("responses: structured output", async () => {
+  const response = await client.responses.parse({
+    ...respond, input: PERSON_QUESTION, text: { format: zodTextFormat(Person, "person") },
+  });
+  assert.deepEqual(response.output_parsed, ANA);
 });
 
 await check("completions", async () => {

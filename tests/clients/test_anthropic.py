@@ -1,4 +1,4 @@
-"""The anthropic package against the running server, as its users write it; ``tests/server`` has the details."""
+"""The anthropic package against the running server as its users write it; ``tests/server`` has details."""
 
 import asyncio
 import json

@@ -107,8 +107,7 @@ def test_batch_and_async(llm: Any, server: LiveServer) -> None:
     assert asyncio.run(run()) == [*answers, ANSWER, ANSWER]
 
 
-@pytest.mark.parametrize("is_streamed", [False, True])
-def test_the_tool_loop(llm: Any, is_streamed: bool) -> None:
+def run_tool_loop(llm: Any, is_streamed: bool) -> None:
     bound = llm.bind_tools([get_weather])
     messages: list[Any] = [HumanMessage(WEATHER_QUESTION)]
 
@@ -127,8 +126,13 @@ def test_the_tool_loop(llm: Any, is_streamed: bool) -> None:
     assert isinstance(answer, ToolMessage)
     messages += [called, answer]
     last = ask()
-    assert last.content == WEATHER_ANSWER
+    assert last.text == WEATHER_ANSWER
     assert not last.tool_calls
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_the_tool_loop(llm: Any, is_streamed: bool) -> None:
+    run_tool_loop(llm, is_streamed)
 
 
 def test_a_forced_tool(llm: Any) -> None:
@@ -156,6 +160,25 @@ def test_structured_output_by_a_call_and_by_json_alone(llm: Any) -> None:
     assert isinstance(list(by_call.stream("Go on."))[-1], Booking)
     by_json = llm.with_structured_output(Person, method="json_mode")
     assert by_json.invoke(PERSON_QUESTION) == Person(name="Ana", age=30)
+
+
+def test_the_responses_api(server: LiveServer) -> None:
+    llm = chat(server, use_responses_api=True)
+    message = llm.invoke([SystemMessage("You are helpful."), HumanMessage(QUESTION)])
+    assert message.text == ANSWER
+    assert message.usage_metadata["output_tokens"] > 3
+    whole, *others = llm.stream(QUESTION)
+    for chunk in others:
+        whole += chunk
+    assert whole.text == ANSWER
+    assert whole.usage_metadata["output_tokens"] > 3
+    structured = llm.with_structured_output(Person, method="json_schema")
+    assert structured.invoke(PERSON_QUESTION) == Person(name="Ana", age=30)
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_the_tool_loop_by_the_responses_api(server: LiveServer, is_streamed: bool) -> None:
+    run_tool_loop(chat(server, use_responses_api=True), is_streamed)
 
 
 def test_log_probabilities_and_several_answers(llm: Any) -> None:

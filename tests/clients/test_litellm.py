@@ -171,3 +171,11 @@ def test_as_the_provider_anthropic(litellm: Any, server: LiveServer, is_streamed
         else litellm.completion(**fields)
     )
     assert answer.choices[0].message.content == ANSWER
+
+
+def test_the_responses_api(litellm: Any, place: dict[str, Any]) -> None:
+    response = litellm.responses(model="openai/demo", input=QUESTION, temperature=0, **place)
+    assert response.output[0].content[0].text == ANSWER
+    events = litellm.responses(model="openai/demo", input=QUESTION, temperature=0, stream=True, **place)
+    text = "".join(event.delta for event in events if event.type == "response.output_text.delta")
+    assert text == ANSWER

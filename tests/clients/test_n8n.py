@@ -132,3 +132,47 @@ def test_the_header_of_the_credential_says_which_tenant_it_is(make_server: Any, 
     assert answer.status_code == 200
     assert answer.json()["usage"]["completion_tokens"] == 3
     assert send().json()["error"]["code"] == "invalid_tenant_id"
+
+
+def test_the_openai_node_sends_responses(server: LiveServer) -> None:
+    body: dict[str, Any] = {
+        "model": "demo",
+        "input": [{"role": "user", "content": [{"type": "input_text", "text": WEATHER_QUESTION}]}],
+        "parallel_tool_calls": True,
+        "store": True,
+        "max_output_tokens": 64,
+        "temperature": 0,
+        "top_p": 1,
+        "tools": [{"type": "function", "strict": False, **TOOL["function"]}],
+        "background": False,
+    }
+    first = post(server, "/responses", body)
+    calls = [item for item in first["output"] if item["type"] in ("function_call", "reasoning")]
+    (call,) = calls
+    body["input"] += [
+        *calls,
+        {"type": "function_call_output", "call_id": call["call_id"], "output": WEATHER},
+    ]
+    second = post(server, "/responses", body)
+    (message,) = [item for item in second["output"] if item["type"] == "message"]
+    assert message["content"][0]["text"] == WEATHER_ANSWER
+    assert second["usage"]["input_tokens"] > 0
+
+
+def test_the_openai_node_reads_json_of_a_schema(server: LiveServer) -> None:
+    schema = {"type": "object", "properties": {"name": {"type": "string"}, "age": {"type": "integer"}}}
+    parts = [{"type": "input_text", "text": "Give me a JSON object with name Ana and age 30"}]
+    body = {
+        "model": "demo",
+        "input": [{"role": "user", "content": parts}],
+        "parallel_tool_calls": True,
+        "store": True,
+        "temperature": 0,
+        "background": False,
+        "text": {
+            "verbosity": "medium",
+            "format": {"type": "json_schema", "name": "person", "schema": schema},
+        },
+    }
+    (message,) = post(server, "/responses", body)["output"]
+    assert json.loads(message["content"][0]["text"]) == {"name": "Ana", "age": 30}
