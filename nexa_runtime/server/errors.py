@@ -152,6 +152,10 @@ def _openai_body(fault: _Fault) -> dict[str, object]:
 
 
 def _anthropic_body(fault: _Fault, request_id: str) -> dict[str, object]:
+    """There is no place for the field at fault but the message."""
+    param, message = fault.param, fault.message
+    if param is not None and param not in message:
+        message = f"{param}: {message}"
     other = "invalid_request_error" if fault.status < 500 else "api_error"
-    error = {"type": _ANTHROPIC_TYPES.get(fault.status, other), "message": fault.message}
+    error = {"type": _ANTHROPIC_TYPES.get(fault.status, other), "message": message}
     return {"type": "error", "error": error, "request_id": request_id}
