@@ -307,7 +307,9 @@ def thinker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
 
 
 def test_thinking_is_a_block_of_its_own(thinker: LiveServer) -> None:
-    fields: Any = {"thinking": {"type": "enabled", "budget_tokens": 6}, "model": ""}
+    schema = {"type": "object", "properties": {"n": {"const": 1}}, "required": ["n"]}
+    form = {"format": {"type": "json_schema", "schema": schema}}
+    fields: Any = {"thinking": {"type": "enabled", "budget_tokens": 6}, "model": "", "output_config": form}
     with client_of(thinker) as client:
         message = ask(client, **fields)
         with client.messages.stream(messages=[QUESTION], max_tokens=64, **fields) as stream:
@@ -321,8 +323,8 @@ def test_thinking_is_a_block_of_its_own(thinker: LiveServer) -> None:
         thought, *said = one.content
         assert (thought.type, thought.signature) == ("thinking", SIGNATURE)
         assert thought.thinking
-        assert [block.type for block in said] == ["text"]
-    assert message.content[0] == streamed.content[0]
+        assert [block.text for block in said] == ['{"n": 1}']
+    assert message.content[0].thinking == streamed.content[0].thinking
     order = list(dict.fromkeys(kinds))
     assert order == ["thinking", "signature", "text"]
     assert count > without
