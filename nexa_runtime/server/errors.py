@@ -158,11 +158,12 @@ def _openai_body(fault: _Fault) -> dict[str, object]:
 
 
 def _anthropic_body(fault: _Fault, request_id: str) -> dict[str, object]:
+    """There is no place for the field at fault but the message."""
+    param, message = fault.param, fault.message
+    if param is not None and param not in message:
+        message = f"{param}: {message}"
     other = "invalid_request_error" if fault.status < 500 else "api_error"
-    error: dict[str, object] = {
-        "type": _ANTHROPIC_TYPES.get(fault.status, other),
-        "message": fault.message,
-    }
-    if fault.param in _ANTHROPIC_DETAILS:
-        error["details"] = _ANTHROPIC_DETAILS[fault.param]
+    error: dict[str, object] = {"type": _ANTHROPIC_TYPES.get(fault.status, other), "message": message}
+    if param in _ANTHROPIC_DETAILS:
+        error["details"] = _ANTHROPIC_DETAILS[param]
     return {"type": "error", "error": error, "request_id": request_id}

@@ -132,14 +132,12 @@ class MessagesRequest(WireModel):
         )
 
     def _form(self) -> GrammarSource | None:
-        config = None if self.output_config is None else self.output_config.format
-        if config is not None and self.output_format is not None:
-            message = "output_format: is the older name of output_config.format; only one of them can be set."
-            raise InvalidRequestError(message, param="output_format")
-        asked, param = (
-            config or self.output_format,
-            "output_format" if config is None else "output_config.format",
-        )
+        asked, param = self.output_format, "output_format"
+        if self.output_config is not None and self.output_config.format is not None:
+            if asked is not None:
+                message = f"{param}: is the older name of output_config.format; only one of them can be set."
+                raise InvalidRequestError(message, param=param)
+            asked, param = self.output_config.format, "output_config.format"
         if asked is None:
             return None
         text = json_text(asked.schema_, max_bytes=MAX_GRAMMAR_BYTES, param=f"{param}.schema")

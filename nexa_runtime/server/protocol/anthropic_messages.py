@@ -141,10 +141,14 @@ class _Turn:
         """The results of tools, then what was said."""
         if self.results and not self.texts:
             return self.results
-        content = "\n\n".join(self.texts) if self.texts or not self.calls else None
-        reasoning = "\n\n".join(self.thoughts) or None
+        content = _joined(self.texts) if self.texts or not self.calls else None
+        reasoning = _joined(self.thoughts) or None
         said = Message(self.role, content, tool_calls=tuple(self.calls), reasoning=reasoning)
         return [*self.results, said]
+
+
+def _joined(texts: Sequence[str]) -> str:
+    return "\n\n".join(filter(None, texts))
 
 
 class _Reader:

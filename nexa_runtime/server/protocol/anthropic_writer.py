@@ -9,7 +9,8 @@ as ``input_tokens``, and ``message_delta``, whose numbers replace the first ones
 
 from collections.abc import Mapping
 
-from pydantic_core import from_json
+import orjson
+from pydantic_core import from_json, to_json
 
 from nexa_runtime.chat.dialects.base import CallDelta
 from nexa_runtime.chat.messages import ToolCall
@@ -159,9 +160,12 @@ def _usage(usage: Usage) -> dict[str, object]:
 
 
 def _input(call: ToolCall) -> Body:
-    """The arguments as an object; of a call that was cut, as much of it as came."""
+    """The arguments as an object; of a call that was cut, as much of it as came. What is no object goes by
+    the name that Anthropic gives it.
+    """
     try:
-        value = from_json(call.arguments or "{}", allow_partial=True)
+        value = from_json(call.arguments or "{}", allow_inf_nan=False, allow_partial=True)
+        value = orjson.loads(to_json(value))  # a number of too many digits becomes one that fits
     except ValueError:
         value = None
     return value if isinstance(value, dict) else {"INVALID_JSON": call.arguments}
