@@ -95,6 +95,7 @@ class Conversation:
     ``is_parallel``: more than one call is welcome. ``template_options``: variables for the model's template,
     by name. ``continues``: the answer goes on where the last message, the assistant's own, ends.
     ``reasoning_budget``: most tokens of reasoning; None: as many as the model likes.
+    ``fields``: for errors.
     """
 
     messages: tuple[Message, ...]

@@ -2,7 +2,10 @@
 
 from typing import Any
 
+import orjson
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from openai.types.responses.response_create_params import ResponseCreateParamsNonStreaming
 
 from nexa_runtime.chat.grammar import GrammarKind
@@ -187,9 +190,10 @@ def test_what_nobody_reads_is_named() -> None:
     ]  # fmt: skip
 
 
-def test_a_cap_is_repeated_as_it_holds() -> None:
-    assert responses_wire(max_output_tokens=9).settings(5)["max_output_tokens"] == 5
-    assert responses_wire(max_output_tokens=-1).settings(None)["max_output_tokens"] is None
+@pytest.mark.parametrize(("asked", "clamped", "holds"), [(9, None, 9), (9, 5, 5), (-1, None, None)])
+def test_a_cap_is_repeated_as_it_holds(asked: int, clamped: int | None, holds: int | None) -> None:
+    wire = responses_wire(max_output_tokens=asked)
+    assert wire.settings(wire.to_conversation(), clamped)["max_output_tokens"] == holds
 
 
 UNSUPPORTED: list[tuple[dict[str, Any], str, str]] = [
@@ -300,3 +304,49 @@ def test_every_field_of_openais_client_is_known() -> None:
     body = ResponseCreateParamsNonStreaming
     assert body.__required_keys__ | body.__optional_keys__ <= set(FIELDS)
     assert body.__optional_keys__ >= {"input", "tools", "stream"}
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 30) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=5), inner, max_size=2),
+    max_leaves=5,
+)
+some_parts = st.lists(
+    st.fixed_dictionaries(
+        {"type": st.sampled_from(["input_text", "output_text", "refusal", "input_image"]) | anything},
+        optional={"text": st.text(max_size=3), "refusal": anything},
+    ),
+    max_size=2,
+)
+some_items = st.fixed_dictionaries(
+    {},
+    optional={
+        "type": st.sampled_from(["message", "function_call", "function_call_output", "reasoning"]) | anything,
+        "role": st.sampled_from(["user", "assistant", "system"]) | anything,
+        "content": st.text(max_size=3) | some_parts | anything,
+        "output": st.text(max_size=3) | some_parts,
+        "summary": some_parts | anything,
+        "call_id": st.sampled_from(["a", "b"]),
+        "name": st.just("f") | anything,
+        "arguments": st.text(max_size=3),
+        "id": anything,
+    },
+)
+some_fields = st.dictionaries(
+    st.sampled_from(sorted(set(FIELDS) - {"input"})), st.just(F) | st.just([F]) | anything, max_size=3
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(items=st.lists(some_items, max_size=4) | anything, fields=some_fields)
+def test_any_body_is_refused_in_a_sentence_or_can_be_relied_on(items: Any, fields: dict[str, Any]) -> None:
+    try:
+        wire, _ = read_request({"input": items, **fields})
+        conversation, _ = wire.to_conversation(), wire.to_options()
+    except InvalidRequestError as error:
+        is_a_sentence = bool(error.param) and "\n" not in error.message
+    else:
+        is_a_sentence = True
+        assert conversation.messages
+        orjson.dumps(wire.settings(conversation, None))
+    assert is_a_sentence

@@ -1,7 +1,7 @@
-"""What chat and completion requests have in common.
+"""What chat, response and completion requests have in common.
 
-Owns the shared fields, their ranges and caps, and what of them becomes ``GenerationOptions``. ``chat`` and
-``completions`` are built on it.
+Owns the shared fields, their ranges and caps, and what of them becomes ``GenerationOptions``. ``chat``,
+``responses`` and ``completions`` are built on it.
 """
 
 from typing import Annotated

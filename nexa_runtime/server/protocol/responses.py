@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from nexa_runtime.chat.grammar import GrammarKind, GrammarSource
-from nexa_runtime.chat.messages import Conversation, FieldNames, Tool, ToolChoice
+from nexa_runtime.chat.messages import Conversation, FieldNames
 from nexa_runtime.errors import InvalidRequestError, UnsupportedParameterError
 from nexa_runtime.server.protocol.common import MAX_LOGPROBS, CommonRequest, StreamOptions
 from nexa_runtime.server.protocol.constraints import MAX_GRAMMAR_BYTES
@@ -142,7 +142,8 @@ class ResponsesRequest(CommonRequest):
         """The internal form. Raises ``InvalidRequestError``."""
         self._check_state()
         self._check_settings()
-        tools, choice = self._tools_and_choice()
+        tools = read_flat_tools(self.tools or ())
+        choice = read_flat_choice(self.tool_choice, tools)
         self.check_constraint(tools, choice)
         budget = self.reasoning_budget_tokens
         effort = None if self.reasoning is None else self.reasoning.effort
@@ -165,9 +166,10 @@ class ResponsesRequest(CommonRequest):
             found.append("stream_options.include_obfuscation")
         return found
 
-    def settings(self, clamped_max_tokens: int | None) -> dict[str, object]:
-        """What an answer repeats of the request; a cap as it holds. What was left to the model is null."""
-        tools, choice = self._tools_and_choice()
+    def settings(self, conversation: Conversation, clamped_max_tokens: int | None) -> dict[str, object]:
+        """What an answer repeats of the request and its ``conversation``; a cap as it holds. What was left
+        to the model is null.
+        """
         cap = self.max_output_tokens if clamped_max_tokens is None else clamped_max_tokens
         reasoning = self.reasoning or Reasoning()
         return {
@@ -188,17 +190,13 @@ class ResponsesRequest(CommonRequest):
             "store": False,
             "temperature": self.temperature,
             "text": {"format": self._format_body(), "verbosity": "medium"},
-            "tool_choice": choice_body(choice),
-            "tools": tools_body(tools),
+            "tool_choice": choice_body(conversation.tool_choice),
+            "tools": tools_body(conversation.tools),
             "top_logprobs": self.top_logprobs or 0,
             "top_p": self.top_p,
             "truncation": "disabled",
             "user": self.user,
         }
-
-    def _tools_and_choice(self) -> tuple[tuple[Tool, ...], ToolChoice]:
-        tools = read_flat_tools(self.tools or ())
-        return tools, read_flat_choice(self.tool_choice, tools)
 
     def _check_state(self) -> None:
         for name in ("previous_response_id", "conversation", "prompt"):

@@ -96,8 +96,6 @@ class OtherItem(WireModel):
 
 def _kind(value: object) -> str:
     """The tag of an item's class; messages may leave their type out."""
-    if isinstance(value, WireModel):
-        return str(getattr(value, "type", None) or "message")
     if not isinstance(value, Mapping):
         return "message"
     kind = value.get("type")

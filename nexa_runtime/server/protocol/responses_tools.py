@@ -28,8 +28,8 @@ class OtherTool(WireModel):
 
 
 def _kind(value: object) -> str:
-    kind = value.get("type") if isinstance(value, Mapping) else getattr(value, "type", None)
-    return "function" if kind == "function" else "other"
+    is_function = isinstance(value, Mapping) and value.get("type") == "function"
+    return "function" if is_function else "other"
 
 
 ResponsesTool = Annotated[

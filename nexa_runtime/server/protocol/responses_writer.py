@@ -13,9 +13,8 @@ from collections.abc import Mapping
 
 from nexa_runtime.chat.dialects.base import CallDelta
 from nexa_runtime.engine.sequence import FinishReason
-from nexa_runtime.errors import NexaError, TenantLimitError
+from nexa_runtime.errors import NexaError
 from nexa_runtime.llama import TokenLogprobs
-from nexa_runtime.server.errors import error_body
 from nexa_runtime.server.frames import typed_frame
 from nexa_runtime.server.protocol.answers import timings_body
 from nexa_runtime.server.protocol.logprobs import TokenTexts
@@ -61,7 +60,7 @@ class ResponsesWriter:
         self._output: list[Fields] = []
         """Items that have ended."""
         self._open: OutputItem | None = None
-        self._logprobs: tuple[TokenLogprobs, ...] = ()
+        self._logprobs: list[TokenLogprobs] = []
         """Of tokens whose text has not come yet."""
         self._ending = FinishReason.ABORT
 
@@ -71,7 +70,7 @@ class ResponsesWriter:
         if choice.reasoning:
             self._write(self._reasoning, choice.reasoning)
         if choice.text or not (choice.reasoning or choice.calls):
-            self._logprobs = tuple(choice.logprobs)
+            self._logprobs = choice.logprobs
             self._write(MESSAGE, choice.text)
         for index, call in enumerate(choice.calls):
             self._call(CallDelta(index, call.arguments, call.id, call.name))
@@ -104,14 +103,13 @@ class ResponsesWriter:
         return self._numbered([{"type": f"response.{response['status']}", "response": response}])
 
     def error_chunk(self, error: NexaError) -> Body:
-        """What a stream that is cut ends with: the response as far as it came. OpenAI has few codes for
-        that; the error's own is its ``type``.
+        """What a stream that is cut ends with: the response as far as it came. OpenAI has one code for that;
+        the error's own is its ``type``.
         """
         if self._open is not None:
             self._output.append(self._open.body("incomplete"))
             self._open = None
-        code = "rate_limit_exceeded" if isinstance(error, TenantLimitError) else "server_error"
-        failure = {"code": code, "message": _message(error), "type": error.code}
+        failure = {"code": "server_error", "message": str(error), "type": error.code}
         response = self._response("failed", error=failure)
         return self._numbered([{"type": "response.failed", "response": response}])[0]
 
@@ -119,22 +117,24 @@ class ResponsesWriter:
         """Append to the item that is open, or begin the one of this kind."""
         item, events = self._open, []
         if not isinstance(item, TextItem) or item.kind is not kind:
-            item = TextItem(kind, len(self._output) + (item is not None), self._texts)
+            item = TextItem(kind, self._next_index(), self._texts)
             events = self._begin(item)
-        logprobs: tuple[TokenLogprobs, ...] = ()
+        logprobs: list[TokenLogprobs] = []
         if kind is MESSAGE:
-            logprobs, self._logprobs = self._logprobs, ()
+            logprobs, self._logprobs = self._logprobs, []
         return [*events, item.add(text, logprobs)]
 
     def _call(self, call: CallDelta) -> list[Fields]:
         events: list[Fields] = []
         if call.id is not None:
-            index = len(self._output) + (self._open is not None)
-            events = self._begin(CallItem(index, call.id, call.name or ""))
+            events = self._begin(CallItem(self._next_index(), call.id, call.name or ""))
         if call.arguments:
             assert isinstance(self._open, CallItem)  # a dialect writes one call after the other
             events.append(self._open.add(call.arguments))
         return events
+
+    def _next_index(self) -> int:
+        return len(self._output) + (self._open is not None)
 
     def _begin(self, item: OutputItem) -> list[Fields]:
         events = self._close("completed")
@@ -196,9 +196,3 @@ def _usage_body(usage: Usage) -> dict[str, object]:
         "output_tokens_details": {"reasoning_tokens": 0},
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
     }
-
-
-def _message(error: NexaError) -> object:
-    body = error_body(error)["error"]
-    assert isinstance(body, dict)
-    return body["message"]

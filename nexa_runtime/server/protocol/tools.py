@@ -1,7 +1,8 @@
 """Tools on the wire: what a chat may call, and whether it must.
 
 Owns the shapes of ``tools`` and ``tool_choice``, their caps, and the way to the internal ones. It never reads
-a schema beyond its outermost object; ``chat`` calls it. Source: OpenAI's function calling.
+a schema beyond its outermost object; ``chat`` and ``responses_tools`` call it. Source: OpenAI's function
+calling.
 """
 
 import re

@@ -22,8 +22,9 @@ async def create_response(request: Request) -> Response:
     """OpenAI's responses."""
     tenant, body = await tenant_and_body(request)
     wire, ignored = read_request(body)
+    conversation = wire.to_conversation()
     opening = services(request).generation.open_chat(
-        tenant, wire.to_conversation(), wire.to_options(), is_patient=is_patient(request)
+        tenant, conversation, wire.to_options(), is_patient=is_patient(request)
     )
     generation = await while_connected(request, opening)
     writer = ResponsesWriter(
@@ -31,7 +32,7 @@ async def create_response(request: Request) -> Response:
         int(time.time()),
         generation.model_name,
         token_texts(wire, generation),
-        wire.settings(generation.clamped_max_tokens),
+        wire.settings(conversation, generation.clamped_max_tokens),
         shows_summary=wire.shows_summary,
     )
     return await answer(request, wire, generation, writer, ignored, cap="max_output_tokens")
