@@ -35,6 +35,7 @@ map classes to those, once.
     │   │   ├── ModelNotAllowedError
     │   │   └── AddressDeniedError
     │   ├── ModelNotFoundError
+    │   ├── ResponseNotFoundError
     │   ├── ModelKindError
     │   ├── BodyTooLargeError
     │   └── BodyTimeoutError
@@ -247,9 +248,10 @@ class ContextLengthError(InvalidRequestError):
         self.max_prompt_tokens = max_prompt_tokens
         self.context_tokens = context_tokens
         super().__init__(
-            f"The prompt has {'at least ' * is_lower_bound}{prompt_tokens} tokens;"
-            f" at most {max_prompt_tokens} fit into the context of {context_tokens} tokens"
-            " with room for an answer.",
+            # LangChain, LiteLLM and Anthropic's users know the error by these words.
+            f"The prompt is too long: it has {'at least ' * is_lower_bound}{prompt_tokens} tokens;"
+            f" this model's maximum context length is {context_tokens} tokens,"
+            f" of which a prompt may take {max_prompt_tokens}.",
             param=param,
         )
 
@@ -334,6 +336,16 @@ class ModelNotFoundError(RequestError):
             f'The model "{name[:200]}" is not served here; there is: {", ".join(served) or "none"}.',
             param="model",
         )
+
+
+class ResponseNotFoundError(RequestError):
+    """A response of earlier; none is kept."""
+
+    code = "not_found"
+
+    def __init__(self, response_id: str) -> None:
+        self.response_id = response_id
+        super().__init__(f'There is no response "{response_id[:100]}": this server keeps none.')
 
 
 class ModelKindError(RequestError):

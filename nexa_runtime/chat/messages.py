@@ -47,12 +47,16 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """A function that the model may call. ``parameters``: the JSON schema of its arguments, an object."""
+    """A function that the model may call. ``parameters``: the JSON schema of its arguments, an object.
+
+    ``param``: the field of the request that has the schema, which errors name.
+    """
 
     name: str
     description: str | None = None
     parameters: Mapping[str, Json] = field(default_factory=lambda: {"type": "object", "properties": {}})
     is_strict: bool = False
+    param: str = field(default="tools", compare=False)
 
 
 class ToolMode(Enum):
@@ -78,12 +82,20 @@ class ToolChoice:
 
 
 @dataclass(frozen=True, slots=True)
+class FieldNames:
+    """What the client's API calls things, for errors that name a field."""
+
+    messages: str = "messages"
+
+
+@dataclass(frozen=True, slots=True)
 class Conversation:
     """Messages, and how the next one is to be.
 
     ``is_parallel``: more than one call is welcome. ``template_options``: variables for the model's template,
     by name. ``continues``: the answer goes on where the last message, the assistant's own, ends.
     ``reasoning_budget``: most tokens of reasoning; None: as many as the model likes.
+    ``fields``: for errors.
     """
 
     messages: tuple[Message, ...]
@@ -93,3 +105,4 @@ class Conversation:
     template_options: Mapping[str, str | bool | int | float] = field(default_factory=dict)
     continues: bool = False
     reasoning_budget: int | None = None
+    fields: FieldNames = FieldNames()

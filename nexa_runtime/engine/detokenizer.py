@@ -32,6 +32,11 @@ class Detokenizer:
         """Whether a stop string was found; nothing comes after it."""
         return self._stops.is_stopped
 
+    @property
+    def stop(self) -> str | None:
+        """The stop string that was found."""
+        return self._stops.found
+
     def feed(self, token: int) -> str:
         """Add a token; the text that can be shown now."""
         if not self._markers:

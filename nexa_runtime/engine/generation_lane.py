@@ -50,9 +50,9 @@ class Delta:
     """News of one sequence: text, its end, or both. ``num_new_tokens`` sampled so far. ``logprobs``: of the
     tokens sampled since the last one, where they were asked for; their text may come later.
 
-    The last one of a sequence has ``finish_reason``; with ERROR, ``error`` says why. It also says how many of
-    the prompt's tokens were cached, how many were cached or computed, and how long it waited for a slot, in
-    seconds.
+    The last one of a sequence has ``finish_reason``; with ERROR, ``error`` says why, and ``stop`` is the stop
+    string that ended it, if one did. It also says how many of the prompt's tokens were cached, how many were
+    cached or computed, and how long it waited for a slot, in seconds.
     """
 
     key: int
@@ -64,6 +64,7 @@ class Delta:
     num_done_tokens: int = 0
     queue_s: float = 0.0
     logprobs: tuple[TokenLogprobs, ...] = ()
+    stop: str | None = None
 
 
 Emit = Callable[[Delta], None]
@@ -222,12 +223,13 @@ class GenerationLane:
         logprobs: tuple[TokenLogprobs, ...] = (),
     ) -> None:
         self.runner.close(sequence)
-        del self._live[sequence.key]
+        _, detokenizer = self._live.pop(sequence.key)
         started_at = time.monotonic() if sequence.started_at is None else sequence.started_at
         queue_s = started_at - sequence.queued_at
         num_done = min(sequence.num_charged, sequence.num_prompt)
         num_new, num_cached = sequence.num_new, sequence.num_cached
-        emit(Delta(sequence.key, text, num_new, reason, error, num_cached, num_done, queue_s, logprobs))
+        stop = detokenizer.stop
+        emit(Delta(sequence.key, text, num_new, reason, error, num_cached, num_done, queue_s, logprobs, stop))
 
     def _count(self, plan: StepPlan, elapsed_s: float) -> None:
         self.totals.add(plan, elapsed_s)

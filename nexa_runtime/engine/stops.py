@@ -13,19 +13,23 @@ class StopFinder:
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stops)
         self._held = ""
-        self.is_stopped = False
-        """Whether one was found; nothing comes after it."""
+        self.found: str | None = None
+        """The one that ended the text; nothing comes after it."""
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether one was found."""
+        return self.found is not None
 
     def feed(self, text: str) -> str:
         """Add text; what can be shown now."""
-        if self.is_stopped:
+        if self.found is not None:
             return ""
         if not self._stops:
             return text
         self._held += text
-        end = min((at for stop in self._stops if (at := self._held.find(stop)) >= 0), default=-1)
-        if end >= 0:
-            self.is_stopped = True
+        if hits := [(at, stop) for stop in self._stops if (at := self._held.find(stop)) >= 0]:
+            end, self.found = min(hits)
             shown, self._held = self._held[:end], ""
             return shown
         keep = self._num_open()

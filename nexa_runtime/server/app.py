@@ -24,7 +24,7 @@ from nexa_runtime.errors import ConfigError, NexaError
 from nexa_runtime.server.auth import Gate
 from nexa_runtime.server.errors import on_http_error, on_nexa_error
 from nexa_runtime.server.middleware import RequestMiddleware
-from nexa_runtime.server.routes import admin, embed, generate, health, models
+from nexa_runtime.server.routes import admin, embed, generate, health, messages, models, responses
 from nexa_runtime.server.services import Services, State
 from nexa_runtime.serving.dispatcher import Dispatcher
 from nexa_runtime.serving.embedding import EmbeddingService
@@ -68,6 +68,10 @@ class App(Starlette):
             routes=[
                 Route("/v1/chat/completions", generate.chat_completions, methods=["POST"]),
                 Route("/v1/completions", generate.completions, methods=["POST"]),
+                Route("/v1/responses", responses.create_response, methods=["POST"]),
+                Route("/v1/responses/{id}", responses.stored_response, methods=["GET", "DELETE"]),
+                Route("/v1/messages", messages.create_message, methods=["POST"]),
+                Route("/v1/messages/count_tokens", messages.count_tokens, methods=["POST"]),
                 Route("/v1/embeddings", embed.embeddings, methods=["POST"]),
                 Route("/v1/models", models.list_models),
                 Route("/v1/models/{name:path}", models.get_model),

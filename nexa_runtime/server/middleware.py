@@ -1,6 +1,7 @@
 """Around every request: its id, its line in the log, and an answer even when the code has a bug.
 
-Pure ASGI; it never reads bodies. ``state["answer_headers"]`` is set by whoever knows the tenant.
+Pure ASGI; it never reads bodies. ``state["request_id"]`` is set here, ``state["answer_headers"]`` by whoever
+knows the tenant.
 """
 
 import re
@@ -10,7 +11,7 @@ import uuid
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from nexa_runtime.server.errors import error_response
+from nexa_runtime.server.errors import error_response, is_anthropic
 from nexa_runtime.telemetry import bind_request, get_logger
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -20,7 +21,9 @@ _log = get_logger("server")
 
 
 class RequestMiddleware:
-    """Gives each response ``x-request-id``: the client's own where that is sane, else ``req_…``."""
+    """Gives each response ``x-request-id``: the client's own where that is sane, else ``req_…``; Anthropic's
+    clients look for ``request-id``.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -31,6 +34,7 @@ class RequestMiddleware:
             return
         given = Headers(scope=scope).get("x-request-id", "")
         request_id = given if _SANE_ID.fullmatch(given) else f"req_{uuid.uuid4().hex}"
+        scope.setdefault("state", {})["request_id"] = request_id
         status = 0
         start = time.monotonic()
 
@@ -40,7 +44,9 @@ class RequestMiddleware:
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = request_id
-                if (answer_headers := scope.get("state", {}).get("answer_headers")) is not None:
+                if is_anthropic(scope["path"]):
+                    headers["request-id"] = request_id
+                if (answer_headers := scope["state"].get("answer_headers")) is not None:
                     headers.update(answer_headers())
             await send(message)
 
@@ -51,7 +57,7 @@ class RequestMiddleware:
                 _log.exception("request_crashed", path=scope["path"])
                 if status:
                     raise
-                await error_response(error)(scope, receive, send_with_id)
+                await error_response(error, scope)(scope, receive, send_with_id)
             finally:
                 log = _log.debug if scope["path"] in _QUIET_PATHS else _log.info
                 elapsed_ms = round((time.monotonic() - start) * 1e3, 1)

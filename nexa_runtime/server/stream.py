@@ -1,8 +1,8 @@
 """One generation to one response: a stream of events, or a single body.
 
-Owns how an answer is written while it grows, and that it ends in exactly one way: complete, as its
-API says that (``[DONE]``), with an error frame, or with the client gone. Whatever happens, the generation is
-closed. Routes call it.
+Owns how an answer is written while it grows, and that it ends in exactly one way: complete as its API says
+(``[DONE]``), with an error frame, or with the client gone. Whatever happens, the generation is closed. Routes
+call it.
 
 Deliberate: the status of a stream is withheld until its first token, for ``WITHHOLD_S`` at most, so that a
 refusal is a real status; from then on comments keep the connection alive and a failure is an error frame.
@@ -13,15 +13,7 @@ have one, and by them a client that takes nothing is found.
 """
 
 import asyncio
-from collections.abc import (
-    AsyncGenerator,
-    AsyncIterator,
-    Callable,
-    Coroutine,
-    Iterable,
-    Mapping,
-    Sequence,
-)
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import Protocol, TypeVar
 

@@ -58,9 +58,9 @@ class RenderedChat:
 def render_chat(model: LoadedModel, conversation: Conversation, max_tokens: int) -> RenderedChat:
     """Render and tokenize. Raises ``InvalidRequestError``."""
     dialect, vocab = model.dialect, model.model.vocab
-    tools = callable_tools(conversation)
-    for index, tool in enumerate(conversation.tools):
-        check_schema(tool.parameters, f"tools[{index}].function.parameters")
+    tools, fields = callable_tools(conversation), conversation.fields
+    for tool in conversation.tools:
+        check_schema(tool.parameters, tool.param)
     shown = without_marks(conversation if tools else replace(conversation, tools=()))
     template = model.template if not tools or model.tool_template is None else model.tool_template
     prompt = template.render(
@@ -68,7 +68,7 @@ def render_chat(model: LoadedModel, conversation: Conversation, max_tokens: int)
         reasoning_key=dialect.reasoning_key,
         arguments_as_text=dialect.takes_arguments_as_text,
     )
-    check_size(vocab, prompt.text, max_tokens=max_tokens, param="messages")
+    check_size(vocab, prompt.text, max_tokens=max_tokens, param=fields.messages)
     tokens = with_bos(vocab, vocab.tokenize_guarded(prompt.text, prompt.guard))
     tags = dialect.reasoning
     is_reasoning = tags is not None and prompt.text.rstrip().endswith(tags.opening.rstrip())

@@ -17,7 +17,7 @@ class ChoiceDelta:
     """News of one choice: text to append to its content or its reasoning, part of a tool call, its end.
 
     ``logprobs``: of the tokens sampled since the last delta, where they were asked for; their text may come
-    later, or be none.
+    later, or be none. ``stop``, of the last delta: the stop text that ended the choice, if one did.
     """
 
     index: int
@@ -26,17 +26,19 @@ class ChoiceDelta:
     call: CallDelta | None = None
     finish_reason: FinishReason | None = None
     logprobs: tuple[TokenLogprobs, ...] = ()
+    stop: str | None = None
 
 
 @dataclass(slots=True)
 class Choice:
-    """All of one choice."""
+    """All of one choice. ``stop``: the stop text that ended it, if one did."""
 
     text: str = ""
     reasoning: str = ""
     calls: list[ToolCall] = field(default_factory=list)
     finish_reason: FinishReason = FinishReason.ABORT
     logprobs: list[TokenLogprobs] = field(default_factory=list)
+    stop: str | None = None
 
     @property
     def mean_logprob(self) -> float:
@@ -59,7 +61,7 @@ class Choice:
                     calls.append((call, []))
                 calls[call.index][1].append(call.arguments)
             if delta.finish_reason is not None:
-                whole.finish_reason = delta.finish_reason
+                whole.finish_reason, whole.stop = delta.finish_reason, delta.stop
         whole.text, whole.reasoning = "".join(texts), "".join(reasoning)
         whole.calls = [ToolCall(call.id or "", call.name or "", "".join(parts)) for call, parts in calls]
         return whole

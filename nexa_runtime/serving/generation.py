@@ -303,7 +303,7 @@ def _parts(index: int, one: _Running, delta: Delta) -> Iterator[ChoiceDelta]:
     reason, logprobs, stops = delta.finish_reason, delta.logprobs, one.stops
     if one.parser is None:
         if delta.text or logprobs or reason is not None:
-            yield ChoiceDelta(index, delta.text, finish_reason=reason, logprobs=logprobs)
+            yield ChoiceDelta(index, delta.text, finish_reason=reason, logprobs=logprobs, stop=delta.stop)
         return
     parts = one.parser.feed(delta.text) if delta.text else []
     if reason is not None:
@@ -319,4 +319,5 @@ def _parts(index: int, one: _Running, delta: Delta) -> Iterator[ChoiceDelta]:
         reason = FinishReason.STOP  # it was ended for that
     rest = stops.flush() if reason is not None else ""
     if rest or logprobs or reason is not None:
-        yield ChoiceDelta(index, rest, finish_reason=reason, logprobs=logprobs)
+        stop = None if reason is None else delta.stop or stops.found
+        yield ChoiceDelta(index, rest, finish_reason=reason, logprobs=logprobs, stop=stop)

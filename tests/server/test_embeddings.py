@@ -7,7 +7,6 @@ from typing import Any
 
 import httpx
 import numpy as np
-import openai
 import pytest
 
 from nexa_runtime.serving.library import DEMO_PATH
@@ -62,13 +61,6 @@ def test_dimensions_cut_and_scale_again(server: LiveServer) -> None:
     (whole,) = vectors(embed(server, "Hello"))
     (cut,) = vectors(embed(server, "Hello", dimensions=16))
     assert np.allclose(cut, whole[:16] / np.linalg.norm(whole[:16]), atol=1e-6)
-
-
-def test_the_openai_client(server: LiveServer) -> None:
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none") as client:
-        result = client.embeddings.create(model="demo", input=["Hello", "World"])
-    assert len(result.data) == 2
-    assert len(result.data[0].embedding) == server.loaded.model.embedding_size
 
 
 @pytest.mark.parametrize(

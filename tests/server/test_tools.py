@@ -1,12 +1,10 @@
-"""Tools with the openai package: the demo model calls them, and forced calls are always valid."""
+"""Tools over real HTTP: the demo model calls them, and forced calls are always valid."""
 
 import json
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jsonschema
-import openai
 import pytest
 
 from nexa_runtime.chat.dialects.base import ChatDelta, Parser
@@ -52,66 +50,10 @@ BOOK: dict[str, Any] = {
     },
 }
 QUESTION: dict[str, Any] = {"role": "user", "content": "What's the weather like in Paris?"}
-WEATHER = '{"city": "Paris", "temperature_c": 18, "condition": "cloudy"}'
-
-
-@pytest.fixture
-def client(server: LiveServer) -> Iterator[Any]:
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as made:
-        yield made
 
 
 def closed(schema: dict[str, Any]) -> dict[str, Any]:
     return {**schema, "additionalProperties": False}
-
-
-def test_the_tool_loop_of_the_openai_client(client: Any) -> None:
-    messages: list[Any] = [QUESTION]
-    first = client.chat.completions.create(
-        model="demo", messages=messages, tools=[GET_WEATHER], temperature=0
-    )
-    choice = first.choices[0]
-    assert choice.finish_reason == "tool_calls"
-    assert choice.message.content is None
-    (call,) = choice.message.tool_calls
-    assert call.type == "function"
-    assert call.function.name == "get_weather"
-    assert json.loads(call.function.arguments) == {"city": "Paris"}
-    messages += [choice.message, {"role": "tool", "tool_call_id": call.id, "content": WEATHER}]
-    second = client.chat.completions.create(
-        model="demo", messages=messages, tools=[GET_WEATHER], temperature=0
-    )
-    assert second.choices[0].finish_reason == "stop"
-    assert second.choices[0].message.content == "It is 18 °C and cloudy in Paris."
-    assert not second.choices[0].message.tool_calls
-
-
-def test_the_tool_loop_streamed(client: Any) -> None:
-    messages: list[Any] = [QUESTION]
-    with client.chat.completions.stream(
-        model="demo", messages=messages, tools=[GET_WEATHER], temperature=0
-    ) as stream:
-        events = list(stream)
-        final = stream.get_final_completion()
-    deltas = [event for event in events if event.type == "tool_calls.function.arguments.delta"]
-    assert len(deltas) > 1
-    assert "".join(one.arguments_delta for one in deltas) == '{"city": "Paris"}'
-    message = final.choices[0].message
-    assert final.choices[0].finish_reason == "tool_calls"
-    (call,) = message.tool_calls
-    messages += [
-        {
-            "role": "assistant",
-            "content": None,
-            "tool_calls": [call.model_dump(exclude={"function": {"parsed_arguments"}})],
-        },
-        {"role": "tool", "tool_call_id": call.id, "content": WEATHER},
-    ]
-    with client.chat.completions.stream(
-        model="demo", messages=messages, tools=[GET_WEATHER], temperature=0
-    ) as stream:
-        text = "".join(event.delta for event in stream if event.type == "content.delta")
-    assert text == "It is 18 °C and cloudy in Paris."
 
 
 def test_the_first_chunk_of_a_call_names_it_and_the_others_append(server: LiveServer) -> None:

@@ -1,1 +1,1 @@
-"""OpenAI's wire format: the only place where its names exist."""
+"""The wire formats of OpenAI and Anthropic: the only place where their names exist."""

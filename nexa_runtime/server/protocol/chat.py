@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from nexa_runtime.chat.messages import Conversation, Message, Role, Tool, ToolChoice, ToolMode
+from nexa_runtime.chat.messages import Conversation, Message, Role
 from nexa_runtime.errors import InvalidRequestError
 from nexa_runtime.server.protocol.common import MAX_LOGPROBS, CommonRequest
 from nexa_runtime.server.protocol.messages import MessageWire, read_message
@@ -59,7 +59,7 @@ class ChatRequest(CommonRequest):
         messages = tuple(read_message(index, wire) for index, wire in enumerate(self.messages))
         tools = read_tools(self.tools or ())
         choice = read_tool_choice(self.tool_choice, tools)
-        self._check_constraint(tools, choice)
+        self.check_constraint(tools, choice)
         return Conversation(
             messages=messages,
             tools=tools,
@@ -69,16 +69,6 @@ class ChatRequest(CommonRequest):
             continues=self._continues(messages[-1]),
             reasoning_budget=self._reasoning_budget(),
         )
-
-    def _check_constraint(self, tools: tuple[Tool, ...], choice: ToolChoice) -> None:
-        """With tools that may be called, nothing else says what the answer looks like."""
-        if not tools or choice.mode is ToolMode.NONE or (grammar := self.constraint()) is None:
-            return
-        field = grammar.param.partition(".")[0]
-        if choice.is_forced:
-            raise InvalidRequestError(f"tool_choice and {field} cannot be combined.", param=field)
-        message = f"{field} and tools are not supported together yet: set tool_choice to 'none'."
-        raise InvalidRequestError(message, param=field)
 
     def _continues(self, last: Message) -> bool:
         continues = bool(self.continue_final_message)

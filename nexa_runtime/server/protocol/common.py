@@ -1,13 +1,14 @@
-"""What chat and completion requests have in common.
+"""What chat, response and completion requests have in common.
 
-Owns the shared fields, their ranges and caps, and what of them becomes ``GenerationOptions``. ``chat`` and
-``completions`` are built on it.
+Owns the shared fields, their ranges and caps, and what of them becomes ``GenerationOptions``. ``chat``,
+``responses`` and ``completions`` are built on it.
 """
 
 from typing import Annotated
 
 from pydantic import Field, field_validator
 
+from nexa_runtime.chat.messages import Tool, ToolChoice, ToolMode
 from nexa_runtime.errors import InvalidRequestError
 from nexa_runtime.server.protocol.constraints import ConstraintFields
 from nexa_runtime.server.protocol.sampling import SamplingFields
@@ -91,3 +92,16 @@ class CommonRequest(SamplingFields, ConstraintFields):
             num_choices=self.num_choices,
             grammar=self.constraint(),
         )
+
+    def check_constraint(self, tools: tuple[Tool, ...], choice: ToolChoice) -> None:
+        """With tools that may be called, nothing else says what the answer looks like.
+
+        Raises ``InvalidRequestError``.
+        """
+        if not tools or choice.mode is ToolMode.NONE or (grammar := self.constraint()) is None:
+            return
+        field = grammar.param.partition(".")[0]
+        if choice.is_forced:
+            raise InvalidRequestError(f"tool_choice and {field} cannot be combined.", param=field)
+        message = f"{field} and tools are not supported together yet: set tool_choice to 'none'."
+        raise InvalidRequestError(message, param=field)

@@ -73,11 +73,14 @@ EMBEDDING: Mapping[str, Support] = {
     "user": Support.HARMLESS,
 }
 
+_KEEPS_ALL_THINKING = {"type": "clear_thinking_20251015", "keep": "all"}
 _ASKS_FOR_NOTHING: Mapping[str, Callable[[object], bool]] = {
     "functions": lambda value: value == [],
     "function_call": lambda value: value in ("none", "auto"),
     "modalities": lambda value: value == ["text"],
     "verbosity": lambda value: value == "medium",
+    "mcp_servers": lambda value: value == [],
+    "context_management": lambda value: value in ({}, {"edits": []}, {"edits": [_KEEPS_ALL_THINKING]}),
 }
 
 _INSTEAD = {

@@ -1,7 +1,8 @@
 """Tools on the wire: what a chat may call, and whether it must.
 
 Owns the shapes of ``tools`` and ``tool_choice``, their caps, and the way to the internal ones. It never reads
-a schema beyond its outermost object; ``chat`` calls it. Source: OpenAI's function calling.
+a schema beyond its outermost object; ``chat`` and ``responses_tools`` call it. Source: OpenAI's function
+calling.
 """
 
 import re
@@ -46,8 +47,6 @@ class ToolWire(WireModel):
 def read_tools(wires: Sequence[ToolWire]) -> tuple[Tool, ...]:
     """The internal form. Raises ``InvalidRequestError``."""
     tools: list[Tool] = []
-    names: set[str] = set()
-    room = MAX_TOOLS_BYTES
     for index, wire in enumerate(wires):
         path = f"tools[{index}]"
         if wire.type != "function":
@@ -55,19 +54,11 @@ def read_tools(wires: Sequence[ToolWire]) -> tuple[Tool, ...]:
             raise UnsupportedParameterError(f"{path}.type", reason)
         if wire.function is None:
             raise InvalidRequestError(f"{path}.function: is required.", param=f"{path}.function")
-        tool = _tool(wire.function, f"{path}.function")
-        if tool.name in names:
-            param = f"{path}.function.name"
-            raise InvalidRequestError(f"{param}: is the name of an earlier tool.", param=param)
-        names.add(tool.name)
-        text = tool.name + (tool.description or "") + json_text(
-            tool.parameters, max_bytes=MAX_TOOLS_BYTES, param=f"{path}.function.parameters"
-        )  # fmt: skip
-        room -= len(text.encode("utf-8", "surrogatepass"))
-        if room < 0:
-            raise InvalidRequestError(f"tools: must have at most {MAX_TOOLS_BYTES} bytes.", param="tools")
-        tools.append(tool)
-    return tuple(tools)
+        function, param = wire.function, f"{path}.function.parameters"
+        tools.append(
+            make_tool(function.name, function.description, function.parameters, function.strict, param)
+        )
+    return checked_tools(tools)
 
 
 def read_tool_choice(value: str | dict[str, Any] | None, tools: Sequence[Tool]) -> ToolChoice:
@@ -75,21 +66,48 @@ def read_tool_choice(value: str | dict[str, Any] | None, tools: Sequence[Tool]) 
     if value is None:
         return ToolChoice()
     choice = _named(value) if isinstance(value, dict) else _mode(value)
+    return checked_choice(choice, tools, "tool_choice.function.name")
+
+
+def make_tool(
+    name: str,
+    description: str | None,
+    schema: dict[str, Any] | None,
+    is_strict: bool | None,
+    param: str,
+) -> Tool:
+    """A tool whose schema stands in the field ``param``. Raises ``InvalidRequestError``."""
+    if not schema:
+        return Tool(name, description, is_strict=bool(is_strict), param=param)
+    if schema.get("type", "object") != "object":
+        raise InvalidRequestError(f"{param}.type: must be 'object'.", param=f"{param}.type")
+    return Tool(name, description, {"type": "object", **schema}, bool(is_strict), param)
+
+
+def checked_tools(tools: Sequence[Tool]) -> tuple[Tool, ...]:
+    """The tools: each with a name of its own, and not too large together. Raises ``InvalidRequestError``."""
+    names: set[str] = set()
+    room = MAX_TOOLS_BYTES
+    for tool in tools:
+        if tool.name in names:
+            param = f"{tool.param.rpartition('.')[0]}.name"
+            raise InvalidRequestError(f"{param}: is the name of an earlier tool.", param=param)
+        names.add(tool.name)
+        schema = json_text(tool.parameters, max_bytes=MAX_TOOLS_BYTES, param=tool.param)
+        text = tool.name + (tool.description or "") + schema
+        room -= len(text.encode("utf-8", "surrogatepass"))
+        if room < 0:
+            raise InvalidRequestError(f"tools: must have at most {MAX_TOOLS_BYTES} bytes.", param="tools")
+    return tuple(tools)
+
+
+def checked_choice(choice: ToolChoice, tools: Sequence[Tool], name_param: str) -> ToolChoice:
+    """The choice, which these tools can serve. Raises ``InvalidRequestError``."""
     if choice.is_forced and not tools:
         raise InvalidRequestError("tool_choice: needs tools to choose from.", param="tool_choice")
     if choice.name is not None and all(tool.name != choice.name for tool in tools):
-        param = "tool_choice.function.name"
-        raise InvalidRequestError(f"{param}: is the name of no tool.", param=param)
+        raise InvalidRequestError(f"{name_param}: is the name of no tool.", param=name_param)
     return choice
-
-
-def _tool(wire: FunctionWire, path: str) -> Tool:
-    if not wire.parameters:
-        return Tool(wire.name, wire.description, is_strict=bool(wire.strict))
-    if wire.parameters.get("type", "object") != "object":
-        param = f"{path}.parameters.type"
-        raise InvalidRequestError(f"{param}: must be 'object'.", param=param)
-    return Tool(wire.name, wire.description, {"type": "object", **wire.parameters}, bool(wire.strict))
 
 
 def _mode(value: str) -> ToolChoice:

@@ -141,11 +141,12 @@ def field_path(body: object, loc: Sequence[int | str], *, is_missing: bool = Fal
     """A place in a body such as ``messages[0].content``; pydantic's names of union members are left out."""
     path = ""
     here = body
-    for part in loc:
+    for number, part in enumerate(loc):
+        is_absent = is_missing and number == len(loc) - 1
         if isinstance(part, int) and isinstance(here, list) and part < len(here):
             path += f"[{part}]"
             here = here[part]
-        elif isinstance(part, str) and isinstance(here, Mapping) and (part in here or is_missing):
+        elif isinstance(part, str) and isinstance(here, Mapping) and (part in here or is_absent):
             path += f".{part}" if path else part
             here = here.get(part)
     return path

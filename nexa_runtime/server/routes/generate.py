@@ -39,11 +39,11 @@ async def chat_completions(request: Request) -> Response:
         f"chatcmpl-{uuid.uuid4().hex}",
         int(time.time()),
         generation.model_name,
-        _texts(wire, generation),
+        token_texts(wire, generation),
         is_named=conversation.tool_choice.mode is ToolMode.NAMED,
         wants_usage=wire.wants_usage,
     )
-    return await _answer(request, wire, generation, writer, unknown)
+    return await answer(request, wire, generation, writer, [*unknown, *unknown_fields(wire)])
 
 
 async def completions(request: Request) -> Response:
@@ -59,21 +59,37 @@ async def completions(request: Request) -> Response:
         f"cmpl-{uuid.uuid4().hex}",
         int(time.time()),
         generation.model_name,
-        _texts(wire, generation),
+        token_texts(wire, generation),
         wants_usage=wire.wants_usage,
     )
-    return await _answer(request, wire, generation, writer, unknown)
+    return await answer(request, wire, generation, writer, [*unknown, *unknown_fields(wire)])
 
 
-def _texts(wire: CommonRequest, generation: Generation) -> TokenTexts:
+def answer_headers(generation: Generation, ignored: list[str], cap: str = "max_tokens") -> dict[str, str]:
+    """What a client is told of its request beside the answer. ``ignored``: fields that nobody reads.
+    ``cap``: the API's name for it.
+    """
+    headers = ignored_header(ignored)
+    if generation.clamped_max_tokens is not None:
+        headers["x-nexa-clamped"] = f"{cap}={generation.clamped_max_tokens}"
+    return headers
+
+
+def token_texts(wire: CommonRequest, generation: Generation) -> TokenTexts:
+    """How the answer's tokens are written."""
     return TokenTexts(generation.pieces, as_ids=bool(wire.return_tokens_as_token_ids))
 
 
-async def _answer(
-    request: Request, wire: CommonRequest, generation: Generation, writer: Writer, unknown: list[str]
+async def answer(
+    request: Request,
+    wire: CommonRequest,
+    generation: Generation,
+    writer: Writer,
+    ignored: list[str],
+    *,
+    cap: str = "max_tokens",
 ) -> Response:
-    headers = ignored_header([*unknown, *unknown_fields(wire)])
-    if generation.clamped_max_tokens is not None:
-        headers["x-nexa-clamped"] = f"max_tokens={generation.clamped_max_tokens}"
-    answer = stream if wire.stream else respond
-    return await answer(request, generation, writer, headers, wants_timings=bool(wire.timings))
+    """The answer, streamed or not; ``ignored`` and ``cap`` as in ``answer_headers``."""
+    headers = answer_headers(generation, ignored, cap)
+    write = stream if wire.stream else respond
+    return await write(request, generation, writer, headers, wants_timings=bool(wire.timings))
