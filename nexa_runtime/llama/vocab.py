@@ -47,7 +47,11 @@ class Vocab:
         self.bos_token: int = C.llama_vocab_bos(pointer)
         """First token of a text, or -1."""
         self.eos_token: int = C.llama_vocab_eos(pointer)
+        self.sep_token: int = C.llama_vocab_sep(pointer)
+        """Stands between two texts, or -1."""
         self.adds_bos: bool = C.llama_vocab_get_add_bos(pointer)
+        self.adds_eos: bool = C.llama_vocab_get_add_eos(pointer)
+        self.adds_sep: bool = C.llama_vocab_get_add_sep(pointer)
         self.fim_prefix: int = C.llama_vocab_fim_pre(pointer)
         """Stands before the text in front of a gap, or -1; so the next two, after it and in the gap."""
         self.fim_suffix: int = C.llama_vocab_fim_suf(pointer)
