@@ -1,17 +1,19 @@
 """A reranker's scores against a numpy forward pass of the same weights."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from nexa_runtime.config import load_settings
 from nexa_runtime.errors import ModelFileError
 from nexa_runtime.llama import EmbeddingContext, Model, check_scores
-from nexa_runtime.serving.library import DEMO_PATH
 from nexa_runtime.serving.loaded import Kind
 from nexa_runtime.serving.loading import open_pool
 from nexa_runtime.serving.probe import Prober
+from nexa_runtime.serving.prompts import Tokens
 from nexa_runtime.serving.reranking import pair_marks
 from tests.llama.bert import score
 from tests.llama.reranker import BOS, ENCODER, EOS, SEP, without_head, write_decoder, write_encoder
@@ -22,7 +24,7 @@ def encoder_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_encoder(tmp_path_factory.mktemp("reranker") / "encoder.gguf")
 
 
-def scores(path: Path, inputs: list[np.ndarray]) -> np.ndarray:
+def scores(path: Path, inputs: list[Tokens]) -> npt.NDArray[np.float32]:
     model = Model.load(path)
     check_scores(model)
     context = EmbeddingContext(model, max_tokens=128, num_threads=2)
@@ -33,7 +35,7 @@ def scores(path: Path, inputs: list[np.ndarray]) -> np.ndarray:
         model.close()
 
 
-def inputs() -> list[np.ndarray]:
+def inputs() -> list[Tokens]:
     random = np.random.default_rng(3)
     return [random.integers(3, 2000, size, dtype=np.int32) for size in (1, 7, 30, 60)]
 
@@ -76,13 +78,13 @@ def test_a_reranker_without_a_head_is_refused_and_the_process_lives(
 
 
 @pytest.mark.parametrize("write", [write_encoder, write_decoder])
-def test_a_reranker_is_loaded_to_rank_only(tmp_path: Path, write: object) -> None:
-    assert callable(write)
+def test_a_reranker_is_loaded_to_rank_only(tmp_path: Path, write: Callable[[Path], Path]) -> None:
     path = write(tmp_path / "reranker.gguf")
     loaded = open_pool(load_settings({"NEXA_MODEL_ID": str(path)})).default
     assert loaded is not None
     try:
-        assert (loaded.kinds, loaded.context) == ({Kind.RERANK}, None)
+        assert loaded.kinds == {Kind.RERANK}
+        assert loaded.context is None
         assert loaded.max_embedding_tokens == loaded.model.context_tokens
         assert (loaded.pair_template is None) == (write is write_encoder)
     finally:
@@ -92,4 +94,3 @@ def test_a_reranker_is_loaded_to_rank_only(tmp_path: Path, write: object) -> Non
 def test_a_model_that_answers_is_no_reranker(model: Model) -> None:
     assert model.can_generate
     assert not model.is_reranker
-    assert DEMO_PATH.is_file()

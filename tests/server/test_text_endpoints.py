@@ -11,6 +11,7 @@ import yaml
 from nexa_runtime.errors import InvalidRequestError
 from nexa_runtime.llama import Model
 from nexa_runtime.server.protocol.tokens import MAX_CONTENT_BYTES, DetokenizeRequest, detokenized
+from nexa_runtime.server.protocol.wire import parse
 from tests.llama.reranker import BOS, EOS, write_encoder
 from tests.server.bodies import HI, tool
 from tests.support import LiveServer
@@ -94,7 +95,8 @@ def test_what_is_refused(
 def test_tokens_that_make_too_much_text_are_refused(model: Model) -> None:
     pieces = model.vocab.special_pieces
     longest = max(range(model.vocab.size), key=lambda token: len(pieces[token]))
-    request = DetokenizeRequest(tokens=[longest] * (MAX_CONTENT_BYTES // len(pieces[longest]) + 1))
+    tokens = [longest] * (MAX_CONTENT_BYTES // len(pieces[longest]) + 1)
+    request = parse(DetokenizeRequest, {"tokens": tokens})
     with pytest.raises(InvalidRequestError, match="bytes of text"):
         detokenized(request, model.vocab)
 
