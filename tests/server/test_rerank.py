@@ -165,7 +165,7 @@ def test_tokens_count_for_the_tenant(ranker: LiveServer) -> None:
 
 
 def test_a_flood_of_one_tenant_keeps_nobody_else_waiting(ranker: LiveServer) -> None:
-    body = {"query": QUERY, "documents": ["word " * 15] * 300, "return_documents": False}
+    body = {"query": QUERY, "documents": ["word " * 15] * 200, "return_documents": False}
     answers: list[int] = []
 
     def flood() -> None:
