@@ -257,14 +257,28 @@ class ContextLengthError(InvalidRequestError):
 
 
 class InputTooLongError(InvalidRequestError):
-    """A text to embed is longer than the model reads at once."""
+    """A text to embed, or to rank with its query, is longer than the model reads at once."""
 
     code = "context_length_exceeded"
 
-    def __init__(self, *, param: str, num_tokens: int, max_tokens: int) -> None:
+    def __init__(
+        self,
+        *,
+        param: str,
+        num_tokens: int,
+        max_tokens: int,
+        is_pair: bool = False,
+        is_lower_bound: bool = False,
+    ) -> None:
+        """``is_lower_bound``: the text was too long to count; it has that many tokens or more."""
         self.num_tokens = num_tokens
         self.max_tokens = max_tokens
-        super().__init__(f"{param} has {num_tokens} tokens; at most {max_tokens} are embedded.", param=param)
+        what = f"{param} with the query" if is_pair else param
+        super().__init__(
+            f"{what} has {'at least ' * is_lower_bound}{num_tokens} tokens;"
+            f" at most {max_tokens} are {'ranked' if is_pair else 'embedded'}.",
+            param=param,
+        )
 
 
 class InvalidTenantIdError(InvalidRequestError):

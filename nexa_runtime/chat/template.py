@@ -1,32 +1,27 @@
 """Messages to the prompt that a model was trained on.
 
-Owns the guard that keeps a user's text from turning into control tokens, and where a prompt ends;
+Owns which texts of a conversation are a client's, and so guarded (``guard``), and where a prompt ends;
 ``variables`` says what a template is given, ``sandbox`` keeps the template itself within bounds. It never
 tokenizes and never sees the engine. ``serving`` calls it from worker threads.
 
-The guard: inside every control token or marker that a *client's* text spells out, its tools and options too,
-one character that Unicode reserves for internal use is put. Whoever tokenizes the prompt drops it and leaves
-what it broke up as plain text (``llama.Vocab.tokenize_guarded``); tokens written by the template itself stay
-whole. So do those that a dialect writes into a message, each behind a ``MARK``, which is dropped here; no
-client's text has one, since ``without_marks`` is called before the dialect.
+No client's text has a ``MARK``, since ``without_marks`` is called before the dialect, which may write some.
 """
 
 import re
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection
+from dataclasses import replace
 from datetime import datetime
-from itertools import islice
 from typing import cast
 
 import jinja2
 
 from nexa_runtime.chat.budget import charge
 from nexa_runtime.chat.dialects.base import MARK
+from nexa_runtime.chat.guard import REPLACEMENT, ControlTexts, RenderedPrompt, unused_guards
 from nexa_runtime.chat.messages import Conversation, Json, Message, Role, Tool, ToolCall
 from nexa_runtime.chat.sandbox import Sandbox, TemplateBoundsError, bounded
 from nexa_runtime.chat.variables import Shape, marked, variables
 from nexa_runtime.errors import InvalidRequestError
-from nexa_runtime.llama.vocab import either
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content or '' }}<|im_end|>\n"
@@ -34,9 +29,6 @@ CHATML = (
 )
 """For models without a template of their own."""
 
-_GUARDS = [chr(code) for code in range(0xFDD1, 0xFDF0)]
-"""Unicode's noncharacters, without ``MARK``: no text that is interchanged has them."""
-_REPLACEMENT = "\ufffd"
 _ESCAPE = re.compile(r"\\(?:u(fdd0)|.)", re.DOTALL | re.IGNORECASE)
 """An escape in a JSON text; the group: it stands for ``MARK``."""
 _PROBED_CALL = ToolCall("call00000", "find_city", "{}")
@@ -56,14 +48,6 @@ class TemplateSyntaxError(ValueError):
     """A model's template is not valid Jinja."""
 
 
-@dataclass(frozen=True, slots=True)
-class RenderedPrompt:
-    """``text`` with ``guard`` inside every control token or marker that came from a user."""
-
-    text: str
-    guard: str
-
-
 class ChatTemplate:
     """One model's template. ``control_texts``: the texts of its control tokens and markers."""
 
@@ -78,11 +62,7 @@ class ChatTemplate:
             raise TemplateSyntaxError(f"line {error.lineno}: {error.message}") from None
         self._contents: dict[Shape, str | None] = {}
         self._globals = {"bos_token": bos_text, "eos_token": eos_text}
-        # A lookahead finds overlapping control texts too; a text of one character cannot be broken up.
-        # Behind a mark, which is dropped, the text is left whole.
-        texts = {text for text in control_texts if len(text) > 1}
-        whole, broken = (either(texts), f"|(?={either(texts)})(?P<first>.)") if texts else ("", "")
-        self._control = re.compile(f"{MARK}(?P<whole>{whole}|){broken}", re.DOTALL)
+        self._control = ControlTexts(control_texts)
 
     def render(
         self,
@@ -113,8 +93,8 @@ class ChatTemplate:
 
         try:
             variables(conversation, keep, shape)
-            guard, end = _unused(texts, 2)
-            values = variables(conversation, lambda text: self._guarded(text, guard), shape)
+            guard, end = unused_guards(texts, 2, param="messages")
+            values = variables(conversation, lambda text: self._control.guarded(text, guard), shape)
             if conversation.continues:
                 last = cast(list[dict[str, str]], values["messages"])[-1]
                 last["content"] += end
@@ -146,13 +126,6 @@ class ChatTemplate:
         except InvalidRequestError:
             return ""
 
-    def _guarded(self, text: str, guard: str) -> str:
-        def changed(match: re.Match[str]) -> str:
-            whole: str | None = match["whole"]
-            return match["first"] + guard if whole is None else whole
-
-        return self._control.sub(changed, text)
-
 
 def without_marks(conversation: Conversation) -> Conversation:
     """The conversation with every ``MARK`` that a client sent replaced: behind one, a marker is a token.
@@ -161,13 +134,13 @@ def without_marks(conversation: Conversation) -> Conversation:
     """
 
     def clean(text: str) -> str:
-        return text.replace(MARK, _REPLACEMENT)
+        return text.replace(MARK, REPLACEMENT)
 
     def some(text: str | None) -> str | None:
         return None if text is None else clean(text)
 
     def escaped(match: re.Match[str]) -> str:
-        return match[0] if match[1] is None else f"\\u{ord(_REPLACEMENT):x}"
+        return match[0] if match[1] is None else f"\\u{ord(REPLACEMENT):x}"
 
     def call(one: ToolCall) -> ToolCall:
         arguments = clean(one.arguments)
@@ -226,15 +199,6 @@ def _has_mark(conversation: Conversation) -> bool:
         marked(dict(tool.parameters), look)
     look(conversation.tool_choice.name)
     marked(dict(conversation.template_options), look)
-    return found
-
-
-def _unused(texts: Sequence[str], count: int) -> list[str]:
-    """So many of ``_GUARDS`` that no text has."""
-    unused = (guard for guard in _GUARDS if not any(guard in text for text in texts))
-    found = list(islice(unused, count))
-    if len(found) < count:
-        raise InvalidRequestError("The messages use every character that Unicode reserves.", param="messages")
     return found
 
 

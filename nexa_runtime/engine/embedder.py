@@ -1,4 +1,4 @@
-"""The embedding half of the engine: inputs to vectors, one batch a step.
+"""The embedding half of the engine: inputs to vectors, or to a reranker's scores, one batch a step.
 
 Owns the requests that wait for vectors. A batch takes whole inputs, of the tenant with least virtual time
 first and of its requests in turn, so that a large one does not hold up a small one. It is charged like
@@ -28,7 +28,7 @@ EMBEDDING_WORK = 1.0
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingRequest:
-    """Inputs to embed, each int32 of shape (n,), 1 ≤ n ≤ the context's ``max_tokens``."""
+    """Inputs to embed or to score, each int32 of shape (n,), 1 ≤ n ≤ the context's ``max_tokens``."""
 
     inputs: tuple[Tokens, ...]
     share: TenantShare
@@ -36,7 +36,7 @@ class EmbeddingRequest:
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """The end of an embedding request: its ``vectors``, float32 of shape (inputs, size), or ``error``."""
+    """The end of such a request: its ``vectors``, float32 of shape (inputs, size), or ``error``."""
 
     key: int
     vectors: Vectors | None

@@ -10,7 +10,13 @@ from nexa_runtime.llama.context import (
     kv_cell_bytes,
 )
 from nexa_runtime.llama.dry import prepare_dry
-from nexa_runtime.llama.embedding import MAX_INPUTS, EmbeddingContext, normalised
+from nexa_runtime.llama.embedding import (
+    MAX_INPUTS,
+    EmbeddingContext,
+    check_scores,
+    max_input_tokens,
+    normalised,
+)
 from nexa_runtime.llama.mask import TokenMask
 from nexa_runtime.llama.model import Model
 from nexa_runtime.llama.planning import MemoryPlan, free_gpu_bytes, plan_memory
@@ -47,8 +53,10 @@ __all__ = [
     "TokenMask",
     "Vocab",
     "canonical_samplers",
+    "check_scores",
     "free_gpu_bytes",
     "kv_cell_bytes",
+    "max_input_tokens",
     "normalised",
     "plan_memory",
     "prepare_dry",

@@ -1,4 +1,4 @@
-"""A llama.cpp context that turns texts into vectors.
+"""A llama.cpp context that turns texts into vectors, or into a reranker's scores.
 
 Owns a context of its own with pooling on: many inputs per call, each under a sequence id of its own, all of
 them in one micro-batch. It never generates. One thread, the engine's, may call it. Source: ``llama_decode``
@@ -21,6 +21,42 @@ Vectors = npt.NDArray[np.float32]
 MAX_INPUTS = 64
 """Inputs of one call."""
 
+_MAX_DECODER_TOKENS = 2048
+"""Longest input of a decoder: its buffers grow with tokens x vocabulary."""
+
+_CHECK_INPUTS, _CHECK_TOKENS = 8, 3
+_RELATIVE_TOLERANCE, _TOLERANCE_OF_MAX = 0.2, 0.02
+"""How far scores may be apart that were computed together and alone: kernels round differently. The second is
+a part of the largest score.
+"""
+
+
+def max_input_tokens(model: Model) -> int:
+    """Longest input that a model embeds or ranks."""
+    return model.context_tokens if model.is_encoder else min(model.context_tokens, _MAX_DECODER_TOKENS)
+
+
+def check_scores(model: Model) -> None:
+    """Raise ``ModelFileError`` for a reranker without a head that scores. Blocks for two small steps.
+
+    llama.cpp takes such a file, and then reads the scores of every input of a call but the first from the
+    wrong place (``extract_embeddings`` counts ``n_cls_out`` numbers an input, whatever there is).
+    """
+    context = EmbeddingContext(model, max_tokens=_CHECK_INPUTS * _CHECK_TOKENS, num_threads=1)
+    try:
+        length = min(_CHECK_TOKENS, model.context_tokens)
+        inputs = [
+            np.arange(start, start + length, dtype=np.int32) % model.vocab.size
+            for start in range(_CHECK_INPUTS)
+        ]
+        together = context.embed(inputs)
+        alone = np.concatenate([context.embed([one]) for one in inputs])
+    finally:
+        context.close()
+    tolerance = _TOLERANCE_OF_MAX * float(np.abs(alone).max())
+    if not np.allclose(together, alone, rtol=_RELATIVE_TOLERANCE, atol=tolerance):
+        raise ModelFileError(model.path, "it pools to a score and has no head that makes one")
+
 
 class EmbeddingContext:
     """``max_tokens``: tokens of one call, over all its inputs; so also of the longest input."""
@@ -28,8 +64,9 @@ class EmbeddingContext:
     def __init__(self, model: Model, *, max_tokens: int, num_threads: int) -> None:
         self.max_tokens = max_tokens
         self._max_inputs = min(MAX_INPUTS, max_tokens)
-        self.size: int = C.llama_model_n_embd_out(model.pointer)
-        """Length of a vector."""
+        self._is_reranker = model.is_reranker
+        self.size = model.num_scores if self._is_reranker else model.embedding_size
+        """Length of a vector, or scores of an input."""
         raw = C.llama_context_default_params()
         raw.n_ctx = raw.n_batch = raw.n_ubatch = max_tokens
         raw.n_seq_max = self._max_inputs  # with fewer tokens than these llama.cpp aborts
@@ -49,7 +86,8 @@ class EmbeddingContext:
         self._batch = Batch(max_tokens, max_tokens, self._max_inputs, model.vocab.size)
 
     def embed(self, inputs: Sequence[Tokens]) -> Vectors:
-        """Vectors of length 1, float32 of shape (inputs, size). Blocks, off the GIL.
+        """Vectors of length 1, float32 of shape (inputs, size); a reranker's scores are as it gives them.
+        Blocks, off the GIL.
 
         Raises ``LlamaGuardError`` for what does not fit one call, ``DecodeError`` when llama.cpp fails.
         """
@@ -72,7 +110,7 @@ class EmbeddingContext:
             vectors[sequence_id] = np.ctypeslib.as_array(pointer, shape=(self.size,))
         if not np.isfinite(vectors).all():
             raise DecodeError("an embedding is not finite")
-        return normalised(vectors)
+        return vectors if self._is_reranker else normalised(vectors)
 
     def request_abort(self) -> None:
         """Make a running ``embed`` fail soon (CPU only). Any thread; for shutdown."""

@@ -20,6 +20,7 @@ _MAX_GGUF_VERSION = 3
 _F16_BYTES = 2
 _LOAD_WITHOUT_MAP = 0
 """llama.cpp's ``LLAMA_LOAD_MODE_NONE``; the binding lacks its name."""
+_WITH_SOFTMAX = ("qwen3", "qwen3vl")
 
 
 class Model:
@@ -94,8 +95,18 @@ class Model:
         return self.metadata.get("tokenizer.chat_template.tool_use")
 
     @property
+    def rerank_template(self) -> str | None:
+        """How a reranker wants a query and a document: a text with ``{query}`` and ``{document}`` in it."""
+        return self.metadata.get("tokenizer.chat_template.rerank")
+
+    @property
+    def can_generate(self) -> bool:
+        """Whether it is made for answers, and not only for vectors or scores."""
+        return not (self.is_encoder or self.is_reranker)
+
+    @property
     def is_encoder(self) -> bool:
-        """Whether the model only reads (bert and its kin): it embeds and cannot generate."""
+        """Whether the model only reads (bert and its kin): it has no memory of what came before."""
         return self.metadata.get(f"{self.architecture}.attention.causal") == "false"
 
     @property
@@ -106,8 +117,20 @@ class Model:
 
     @property
     def is_reranker(self) -> bool:
-        """Whether pooling gives a score and not a vector."""
+        """Whether pooling gives scores and not a vector."""
         return bool(self.pooling_type == C.LLAMA_POOLING_TYPE_RANK)
+
+    @property
+    def num_scores(self) -> int:
+        """Scores that a reranker gives to each input."""
+        return int(C.llama_model_n_cls_out(self.pointer))
+
+    @property
+    def has_probabilities(self) -> bool:
+        """Whether a reranker's scores are probabilities of its labels and add up to 1: llama.cpp ends these
+        architectures in a softmax (``build_pooling``).
+        """
+        return self.architecture in _WITH_SOFTMAX
 
     @property
     def architecture(self) -> str:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nexa_runtime.llama.context import Context, ContextParams
-from nexa_runtime.llama.embedding import EmbeddingContext
+from nexa_runtime.llama.embedding import EmbeddingContext, max_input_tokens
 from nexa_runtime.llama.lib import C, captured_log
 from nexa_runtime.llama.model import Model
 
@@ -51,8 +51,8 @@ class MemoryPlan:
 def plan_memory(paths: Sequence[Path], params: ContextParams) -> MemoryPlan:
     """What a model (one file, or its parts in order) and a context of these sizes would take.
 
-    An encoder has a context for its longest input instead. Blocks for as long as the tokenizer takes to load.
-    Raises ``ModelFileError``.
+    A model that cannot generate has a context for its longest input instead. Blocks for as long as the
+    tokenizer takes to load. Raises ``ModelFileError``.
     """
     model = Model.load(*paths, gpu_layers=0, is_dry_run=True)
     try:
@@ -89,8 +89,8 @@ def free_gpu_bytes() -> int | None:
 
 
 def _make_context(model: Model, params: ContextParams) -> Context | EmbeddingContext:
-    if model.is_encoder:
-        return EmbeddingContext(model, max_tokens=model.context_tokens, num_threads=params.num_threads)
+    if not model.can_generate:
+        return EmbeddingContext(model, max_tokens=max_input_tokens(model), num_threads=params.num_threads)
     return Context(model, params)
 
 

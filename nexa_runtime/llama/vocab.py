@@ -47,7 +47,11 @@ class Vocab:
         self.bos_token: int = C.llama_vocab_bos(pointer)
         """First token of a text, or -1."""
         self.eos_token: int = C.llama_vocab_eos(pointer)
+        self.sep_token: int = C.llama_vocab_sep(pointer)
+        """Stands between two texts, or -1."""
         self.adds_bos: bool = C.llama_vocab_get_add_bos(pointer)
+        self.adds_eos: bool = C.llama_vocab_get_add_eos(pointer)
+        self.adds_sep: bool = C.llama_vocab_get_add_sep(pointer)
         self.fim_prefix: int = C.llama_vocab_fim_pre(pointer)
         """Stands before the text in front of a gap, or -1; so the next two, after it and in the gap."""
         self.fim_suffix: int = C.llama_vocab_fim_suf(pointer)
@@ -62,16 +66,15 @@ class Vocab:
         """Text → id of the tokens that no constraint on text may take for text."""
         self.control_texts: Mapping[str, int] = marked | self._texts(attributes, control)
         """Text of each control token or marker → its id. A user's text must never turn into one of these."""
-        self._special_texts = self._texts(attributes, control | _ATTR_USER_DEFINED)
+        self._special = _Texts(self._texts(attributes, control | _ATTR_USER_DEFINED))
+        self._defined = _Texts(self._texts(attributes, _ATTR_USER_DEFINED))
+        """Those that llama.cpp takes for tokens in any text, ``parse_special`` or not."""
         self.marker_tokens = frozenset(
             token
             for token, attribute in enumerate(attributes)
             if attribute & control or (attribute & _ATTR_USER_DEFINED and self._is_tag(token))
         )
         """Tokens that are no text to a grammar: control tokens, and others written like ``<tag>``."""
-        self._special_pattern = (
-            re.compile(f"({either(self._special_texts)})") if self._special_texts else None
-        )
         letter, lead = (self._call(text, parse_special=False, add_special=False) for text in ("a", _LEAD))
         adds_space = b"".join(self.pieces[token] for token in letter) != b"a"
         self._lead: list[int] = lead.tolist() if adds_space else []
@@ -95,7 +98,7 @@ class Vocab:
         """
         if len(text) <= _MAX_CALL_CHARS:
             return self._call(text, parse_special=parse_special, add_special=add_special)
-        parts = list(self._parts(text)) if parse_special else [self._plain(text)]
+        parts = list(self._parts(text, self._special if parse_special else self._defined))
         if add_special:
             ends = self._call("", parse_special=False, add_special=True)
             num_first = int(self.adds_bos)
@@ -111,17 +114,17 @@ class Vocab:
         """
         if guard not in text:
             return self.tokenize(text, parse_special=True)
-        parts = list(self._parts(text, guard))
+        parts = list(self._parts(text, self._special, guard))
         return np.concatenate(parts) if parts else np.empty(0, dtype=np.int32)
 
-    def _parts(self, text: str, guard: str = "") -> Iterator[Tokens]:
+    def _parts(self, text: str, special: "_Texts", guard: str = "") -> Iterator[Tokens]:
         """A text cut at its special tokens, as llama.cpp does it (``tokenizer_st_partition``), but in one
         pass.
 
         llama.cpp's own takes time with the square of their number.
         """
-        for part in self._special_pattern.split(text) if self._special_pattern else [text]:
-            if (token := self._special_texts.get(part)) is not None:
+        for part in special.split(text):
+            if (token := special.tokens.get(part)) is not None:
                 yield np.array([token], dtype=np.int32)
             elif guard and guard in part:
                 first, *others = part.split(guard)
@@ -189,6 +192,18 @@ class Vocab:
             for token, attribute in enumerate(attributes)
             if attribute & mask and self.special_pieces[token]
         }
+
+
+class _Texts:
+    """Texts that stand for a token each. ``tokens``: their ids."""
+
+    def __init__(self, tokens: dict[str, int]) -> None:
+        self.tokens = tokens
+        self._pattern = re.compile(f"({either(tokens)})") if tokens else None
+
+    def split(self, text: str) -> list[str]:
+        """The text in parts, each of these texts one of its own."""
+        return self._pattern.split(text) if self._pattern else [text]
 
 
 def either(texts: Collection[str], depth: int = 0) -> str:

@@ -24,13 +24,26 @@ from nexa_runtime.errors import ConfigError, NexaError
 from nexa_runtime.server.auth import Gate
 from nexa_runtime.server.errors import on_http_error, on_nexa_error
 from nexa_runtime.server.middleware import RequestMiddleware
-from nexa_runtime.server.routes import admin, embed, generate, health, messages, models, responses
+from nexa_runtime.server.routes import (
+    admin,
+    embed,
+    generate,
+    health,
+    messages,
+    models,
+    ollama,
+    rerank,
+    responses,
+    text,
+)
 from nexa_runtime.server.services import Services, State
 from nexa_runtime.serving.dispatcher import Dispatcher
 from nexa_runtime.serving.embedding import EmbeddingService
 from nexa_runtime.serving.generation_service import GenerationService
 from nexa_runtime.serving.pool import ModelPool
 from nexa_runtime.serving.pulling import Puller
+from nexa_runtime.serving.reranking import RerankService
+from nexa_runtime.serving.text import TextService
 from nexa_runtime.store.hub import Hub
 from nexa_runtime.tenancy.setup import Tenancy
 
@@ -63,6 +76,8 @@ class App(Starlette):
             EmbeddingService(self.dispatcher),
             self.puller,
             settings.server,
+            RerankService(self.dispatcher),
+            TextService(self.dispatcher),
         )
         super().__init__(
             routes=[
@@ -73,6 +88,16 @@ class App(Starlette):
                 Route("/v1/messages", messages.create_message, methods=["POST"]),
                 Route("/v1/messages/count_tokens", messages.count_tokens, methods=["POST"]),
                 Route("/v1/embeddings", embed.embeddings, methods=["POST"]),
+                Route("/v1/rerank", rerank.rerank, methods=["POST"]),
+                Route("/v1/reranking", rerank.rerank, methods=["POST"]),
+                Route("/rerank", rerank.rerank, methods=["POST"]),
+                Route("/v1/chat/completions/input_tokens", text.count_chat_tokens, methods=["POST"]),
+                Route("/apply-template", text.apply_template, methods=["POST"]),
+                Route("/tokenize", text.tokenize, methods=["POST"]),
+                Route("/detokenize", text.detokenize, methods=["POST"]),
+                Route("/api/version", ollama.version),
+                Route("/api/tags", ollama.tags),
+                Route("/api/show", ollama.show, methods=["POST"]),
                 Route("/v1/models", models.list_models),
                 Route("/v1/models/{name:path}", models.get_model),
                 Route("/admin/models", admin.list_models),

@@ -13,6 +13,8 @@ from nexa_runtime.serving.dispatcher import Dispatcher
 from nexa_runtime.serving.embedding import EmbeddingService
 from nexa_runtime.serving.generation_service import GenerationService
 from nexa_runtime.serving.pulling import Puller
+from nexa_runtime.serving.reranking import RerankService
+from nexa_runtime.serving.text import TextService
 from nexa_runtime.telemetry import bind_tenant
 from nexa_runtime.tenancy.admission import RateState
 from nexa_runtime.tenancy.setup import Tenancy
@@ -30,6 +32,8 @@ class Services:
     embedding: EmbeddingService
     puller: Puller
     settings: ServerSettings
+    reranking: RerankService
+    text: TextService
 
 
 class State(TypedDict):

@@ -15,6 +15,7 @@ from nexa_runtime.chat.constraint import Constraint, ConstraintCompiler
 from nexa_runtime.chat.dialects.base import Dialect, Parser, UnsupportedSchemaError
 from nexa_runtime.chat.dialects.prompts import thoughts_apart
 from nexa_runtime.chat.grammar import GrammarKind, GrammarSource
+from nexa_runtime.chat.guard import RenderedPrompt
 from nexa_runtime.chat.messages import Conversation, Tool, ToolChoice, ToolMode
 from nexa_runtime.chat.reasoning import ChannelMask, ReasoningMask
 from nexa_runtime.chat.schema import check_schema, closed
@@ -57,22 +58,27 @@ class RenderedChat:
 
 def render_chat(model: LoadedModel, conversation: Conversation, max_tokens: int) -> RenderedChat:
     """Render and tokenize. Raises ``InvalidRequestError``."""
-    dialect, vocab = model.dialect, model.model.vocab
-    tools, fields = callable_tools(conversation), conversation.fields
+    vocab = model.model.vocab
+    prompt = render_prompt(model, conversation)
+    check_size(vocab, prompt.text, max_tokens=max_tokens, param=conversation.fields.messages)
+    tokens = with_bos(vocab, vocab.tokenize_guarded(prompt.text, prompt.guard))
+    tags = model.dialect.reasoning
+    is_reasoning = tags is not None and prompt.text.rstrip().endswith(tags.opening.rstrip())
+    return RenderedChat(tokens, callable_tools(conversation), is_reasoning)
+
+
+def render_prompt(model: LoadedModel, conversation: Conversation) -> RenderedPrompt:
+    """The prompt as text. Raises ``InvalidRequestError``."""
+    dialect, tools = model.dialect, callable_tools(conversation)
     for tool in conversation.tools:
         check_schema(tool.parameters, tool.param)
     shown = without_marks(conversation if tools else replace(conversation, tools=()))
     template = model.template if not tools or model.tool_template is None else model.tool_template
-    prompt = template.render(
+    return template.render(
         dialect.prepare(thoughts_apart(shown, dialect.reasoning)),
         reasoning_key=dialect.reasoning_key,
         arguments_as_text=dialect.takes_arguments_as_text,
     )
-    check_size(vocab, prompt.text, max_tokens=max_tokens, param=fields.messages)
-    tokens = with_bos(vocab, vocab.tokenize_guarded(prompt.text, prompt.guard))
-    tags = dialect.reasoning
-    is_reasoning = tags is not None and prompt.text.rstrip().endswith(tags.opening.rstrip())
-    return RenderedChat(tokens, tools, is_reasoning)
 
 
 def callable_tools(conversation: Conversation) -> tuple[Tool, ...]:

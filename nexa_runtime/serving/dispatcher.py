@@ -55,6 +55,7 @@ class Dispatcher:
         self._threads = anyio.CapacityLimiter(_NUM_PROMPT_THREADS)
         self._compile_threads = anyio.CapacityLimiter(_NUM_COMPILE_THREADS)
         self._compile_turns: dict[str, anyio.Lock] = {}
+        self._prepare_turns: dict[str, anyio.Lock] = {}
 
     @property
     def is_ready(self) -> bool:
@@ -111,9 +112,9 @@ class Dispatcher:
         return self.admission.admit(tenant, slots=self._slots, count=count)
 
     async def lease(
-        self, tenant: Tenant, name: str | None, kind: Kind, *, is_patient: bool = True
+        self, tenant: Tenant, name: str | None, kind: Kind | None, *, is_patient: bool = True
     ) -> ModelLease:
-        """The model that a request gets: the client's, the tenant's, or the default.
+        """The model that a request gets: the client's, the tenant's, or the default. ``kind``: None for any.
 
         Raises ``ModelNotAllowedError``, and as ``ModelPool.lease``.
         """
@@ -171,6 +172,11 @@ class Dispatcher:
     async def prepare(self, function: Callable[[], ResultT]) -> ResultT:
         """Run what renders and tokenizes in a worker thread, which has ended when this has."""
         return await run_to_end(function, limiter=self._threads)
+
+    async def prepare_in_turn(self, tenant: Tenant, function: Callable[[], ResultT]) -> ResultT:
+        """As ``prepare``, a tenant one at a time: for texts that no context bounds, or many of them."""
+        async with self._prepare_turns.setdefault(tenant.id, anyio.Lock()):
+            return await self.prepare(function)
 
     async def compile(self, tenant: Tenant, function: Callable[[], ResultT]) -> ResultT:
         """As ``prepare``, for what compiles a grammar of a tenant's."""

@@ -1,28 +1,22 @@
 """One request to embed: from its inputs to their vectors.
 
-Owns the checks that an input fits, and the wait for the engine. It knows no wire format: ``server/routes``
-calls it.
+Owns the checks that an input fits, and the cut to fewer dimensions. It knows no wire format:
+``server/routes`` calls it.
 """
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from nexa_runtime.engine.embedder import Embedded, EmbeddingRequest
-from nexa_runtime.engine.model_engine import News
-from nexa_runtime.errors import InputTooLongError, InvalidRequestError, RequestTimeoutError
+from nexa_runtime.errors import InputTooLongError, InvalidRequestError
 from nexa_runtime.llama import Vocab, normalised
 from nexa_runtime.serving.dispatcher import Dispatcher
+from nexa_runtime.serving.inputs import compute
 from nexa_runtime.serving.loaded import Kind, LoadedModel
 from nexa_runtime.serving.prompts import Prompt, Tokens, check_size, prompt_tokens
-from nexa_runtime.serving.tenants import share_of
-from nexa_runtime.telemetry import get_logger
 from nexa_runtime.tenancy.tenant import Tenant
-
-_log = get_logger("serving")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,56 +48,20 @@ class EmbeddingService:
         Raises ``RequestError``, ``TenantLimitError``, ``BoxBusyError``, ``RequestTimeoutError``. Cancelling
         it ends the request in the engine.
         """
-        ticket = self._dispatcher.admit(tenant, 1)
-        num_used = 0
-        lease = None
-        try:
-            lease = await self._dispatcher.lease(tenant, model_name, Kind.EMBEDDING, is_patient=is_patient)
-            model = lease.model
+
+        async def read(model: LoadedModel, max_tokens: int) -> list[Tokens]:
             size = model.model.embedding_size
             if dimensions is not None and dimensions > size:
                 raise InvalidRequestError(f"dimensions: this model has {size}.", param="dimensions")
-            max_tokens = min(
-                model.max_embedding_tokens, tenant.limits.max_context_tokens or model.max_embedding_tokens
-            )
-            tokens = await self._dispatcher.prepare(lambda: _tokenize(model.model.vocab, inputs, max_tokens))
-            num_tokens = sum(map(len, tokens))
-            ticket.reserve(num_tokens)
-            vectors = await self._run(model, EmbeddingRequest(tuple(tokens), share_of(tenant, model)))
-            num_used = num_tokens
-        finally:
-            if lease is not None:
-                lease.release()
-            ticket.settle(prompt_tokens=num_used)
-        name = lease.name
-        _log.info("embedding", tenant=tenant.id, model=name, inputs=len(inputs), prompt_tokens=num_tokens)
+            return await self._dispatcher.prepare(lambda: _tokenize(model.model.vocab, inputs, max_tokens))
+
+        computed = await compute(
+            self._dispatcher, tenant, Kind.EMBEDDING, read, model_name=model_name, is_patient=is_patient
+        )
+        vectors = computed.vectors
         if dimensions is not None:
             vectors = normalised(vectors[:, :dimensions])
-        return Embeddings(name, vectors, num_tokens)
-
-    async def _run(self, model: LoadedModel, request: EmbeddingRequest) -> npt.NDArray[np.float32]:
-        key = self._dispatcher.new_key()
-        done: asyncio.Future[Embedded] = asyncio.get_running_loop().create_future()
-
-        def take(news: News) -> None:
-            assert isinstance(news, Embedded)
-            if not done.done():
-                done.set_result(news)
-
-        self._dispatcher.connect(key, take)
-        timeout_s = self._dispatcher.settings.request_timeout_s
-        try:
-            model.engine.submit(key, request)
-            result = await asyncio.wait_for(done, timeout_s)
-        except TimeoutError:
-            raise RequestTimeoutError(timeout_s) from None
-        finally:
-            model.engine.abort(key)
-            self._dispatcher.disconnect(key)
-        if result.error is not None:
-            raise result.error
-        assert result.vectors is not None
-        return result.vectors
+        return Embeddings(computed.model_name, vectors, computed.prompt_tokens)
 
 
 def _tokenize(vocab: Vocab, inputs: Sequence[Prompt], max_tokens: int) -> list[Tokens]:

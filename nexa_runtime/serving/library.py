@@ -253,4 +253,6 @@ def _kinds(header: GgufHeader, spec: ModelSpec | None) -> frozenset[Kind] | None
     names = {kind.value for kind in Kind}
     if spec is not None and spec.kinds & names:
         return frozenset(Kind(name) for name in spec.kinds & names)
+    if header.is_reranker:
+        return frozenset({Kind.RERANK})
     return frozenset({Kind.EMBEDDING}) if header.is_encoder else None

@@ -9,6 +9,7 @@ from enum import Enum
 
 from nexa_runtime.chat.constraint import ConstraintCompiler
 from nexa_runtime.chat.dialects.base import Dialect
+from nexa_runtime.chat.pairs import PairTemplate
 from nexa_runtime.chat.template import ChatTemplate
 from nexa_runtime.engine.model_engine import ModelEngine
 from nexa_runtime.engine.sequence import Tokens
@@ -24,16 +25,18 @@ class Kind(Enum):
     CHAT = "chat"
     COMPLETION = "completion"
     EMBEDDING = "embedding"
+    RERANK = "rerank"
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
     """``names``: all that it is served under, the id first.
 
-    ``context``: None for a model that only embeds. ``max_sequence_tokens``: prompt and answer of one
-    sequence. ``max_embedding_tokens``: one input to embed. ``sampling``: what holds where a client is silent.
-    ``memory_bytes``: weights, the KV cells that it has, and buffers. ``public_prefixes``: what every tenant
-    may share. ``tool_template``: for conversations with tools, where the file has one of their own.
+    ``context``: None for a model that only embeds or ranks. ``max_sequence_tokens``: prompt and answer of one
+    sequence. ``max_embedding_tokens``: one input to embed, or one pair to rank. ``sampling``: what holds
+    where a client is silent. ``memory_bytes``: weights, the KV cells that it has, and buffers.
+    ``public_prefixes``: what every tenant may share. ``tool_template``: for conversations with tools, where
+    the file has one of their own. ``pair_template``: for a query and a document, likewise.
     """
 
     names: tuple[str, ...]
@@ -52,6 +55,7 @@ class LoadedModel:
     memory_bytes: int
     public_prefixes: tuple[Tokens, ...] = ()
     tool_template: ChatTemplate | None = None
+    pair_template: PairTemplate | None = None
 
     @property
     def id(self) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from nexa_runtime.chat.constraint import ConstraintCompiler
 from nexa_runtime.chat.dialects.base import Dialect
 from nexa_runtime.chat.dialects.registry import choose
+from nexa_runtime.chat.pairs import PairTemplate
 from nexa_runtime.chat.template import CHATML, ChatTemplate, TemplateSyntaxError
 from nexa_runtime.config import EngineSettings, ModelSettings, Settings
 from nexa_runtime.engine.budget import MIN_PREFILL_TOKENS
@@ -32,7 +33,9 @@ from nexa_runtime.llama import (
     EmbeddingContext,
     Model,
     SamplingParams,
+    check_scores,
     kv_cell_bytes,
+    max_input_tokens,
 )
 from nexa_runtime.llama.tuning import threads_of
 from nexa_runtime.serving.calibration import Calibrator
@@ -60,9 +63,6 @@ _MAX_WARM_CELLS = 1024
 """Cells of prefixes that lie idle. On a processor, attention over 4,000 of them makes a step a fifth longer;
 host memory gives 256 tokens back in a millisecond (0.5B shape, two cores).
 """
-
-_MAX_EMBEDDING_TOKENS = 2048
-"""Longest input that a model which also generates embeds: its buffers grow with tokens x vocabulary."""
 
 _log = get_logger("serving.loading")
 
@@ -220,18 +220,16 @@ def _make_loaded(
     free_bytes: int,
     need: Need,
 ) -> LoadedModel:
-    if model.is_encoder and model.is_reranker:
-        raise ModelFileError(model.path, "it is a reranker, and those are not served yet")
+    if model.is_reranker:
+        check_scores(model)
     options = _options(source)
     cell_bytes = kv_cell_bytes(model, options.kv_type_k or "f16", options.kv_type_v or "f16")
     context = None
-    if not model.is_encoder:
+    if model.can_generate:
         available_bytes = min(available_memory_bytes(), free_bytes)
         num_cells = plan_cells(model, settings, cell_bytes=cell_bytes, available_bytes=available_bytes)
         context = _make_context(model, settings, options, num_cells)
-    max_embedding_tokens = model.context_tokens
-    if context is not None:
-        max_embedding_tokens = min(max_embedding_tokens, _MAX_EMBEDDING_TOKENS)
+    max_embedding_tokens = max_input_tokens(model)
     embedding = EmbeddingLane(
         lambda: EmbeddingContext(
             model, max_tokens=max_embedding_tokens, num_threads=_num_threads(settings, context)
@@ -269,6 +267,7 @@ def _make_loaded(
         max_embedding_tokens=max_embedding_tokens,
         memory_bytes=need.with_cells(0 if context is None else context.num_cells, cell_bytes),
         public_prefixes=public_prefixes,
+        pair_template=_make_pair_template(model),
     )
 
 
@@ -324,12 +323,9 @@ def _step_tokens(settings: EngineSettings) -> int:
 
 
 def _kinds(model: Model) -> frozenset[Kind]:
-    kinds = set(Kind)
-    if model.is_encoder:
-        kinds -= {Kind.CHAT, Kind.COMPLETION}
     if model.is_reranker:
-        kinds -= {Kind.EMBEDDING}
-    return frozenset(kinds)
+        return frozenset({Kind.RERANK})
+    return frozenset({Kind.EMBEDDING} if model.is_encoder else {Kind.CHAT, Kind.COMPLETION, Kind.EMBEDDING})
 
 
 def _num_threads(settings: EngineSettings, context: Context | None = None) -> int:
@@ -391,6 +387,11 @@ def _make_template(model: Model, source: str) -> ChatTemplate:
         return ChatTemplate(source, bos_text=texts[0], eos_text=texts[1], control_texts=vocab.control_texts)
     except TemplateSyntaxError as error:
         raise ModelFileError(model.path, f"its chat template is not valid Jinja ({error})") from None
+
+
+def _make_pair_template(model: Model) -> PairTemplate | None:
+    source = model.rerank_template
+    return None if source is None else PairTemplate(source, control_texts=model.vocab.control_texts)
 
 
 def _default_sampling(model: Model) -> SamplingParams:

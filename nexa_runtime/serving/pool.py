@@ -181,21 +181,21 @@ class ModelPool:
             raise ModelNotFoundError(self.library.default_name if name is None else name, served)
         return source
 
-    async def lease(self, name: str | None, kind: Kind, *, is_patient: bool = True) -> ModelLease:
-        """The model of that name, loaded if need be. ``is_patient``: wait for that.
+    async def lease(self, name: str | None, kind: Kind | None, *, is_patient: bool = True) -> ModelLease:
+        """The model of that name, loaded if need be. ``kind``: None for any. ``is_patient``: wait for that.
 
         Raises ``ModelNotFoundError``, ``ModelKindError``, ``ModelLoadingError``, ``ModelLoadFailedError``,
         ``ModelMemoryError``, ``OverloadedError``, ``ShuttingDownError``.
         """
         source = self.find(name)
-        if source.kinds is not None and kind not in source.kinds:
+        if kind is not None and source.kinds is not None and kind not in source.kinds:
             raise ModelKindError(name or source.id, kind.value)
         entry = self._entry(source)
         while entry.model is None or entry.is_draining:
             # Whoever was loaded may have gone again before this request had its turn.
             await self._wait_loaded(entry, is_patient=is_patient)
             entry = self._entry(self.find(name))
-        if kind not in entry.model.kinds:
+        if kind is not None and kind not in entry.model.kinds:
             raise ModelKindError(name or source.id, kind.value)
         entry.num_leases += 1
         entry.last_used = time.monotonic()

@@ -36,8 +36,10 @@ from nexa_runtime.llama import (
     EmbeddingContext,
     MemoryPlan,
     Model,
+    check_scores,
     plan_memory,
 )
+from nexa_runtime.serving.prompts import Tokens
 from nexa_runtime.store.files import write_atomically
 from nexa_runtime.telemetry import configure_logging, get_logger
 
@@ -219,7 +221,7 @@ def _try(paths: Sequence[Path], adapters: Sequence[tuple[str, float]]) -> str:
             model.add_adapter(Path(path), scale)
         vocab = model.vocab
         text = "Hello"
-        if not model.is_encoder:
+        if model.can_generate:
             template = ChatTemplate(model.chat_template or CHATML, control_texts=vocab.control_texts)
             texts = [text := _rendered(template)]
             if model.tool_template is not None:
@@ -228,9 +230,8 @@ def _try(paths: Sequence[Path], adapters: Sequence[tuple[str, float]]) -> str:
             if (length := max(map(len, texts))) > _MAX_PROMPT_LENGTH:
                 return f"its chat template makes {length} characters of one word"
         tokens = vocab.tokenize(text, parse_special=True, add_special=True)[:32]
-        if model.is_encoder:
-            EmbeddingContext(model, max_tokens=64, num_threads=1).embed([tokens])
-            return ""
+        if not model.can_generate:
+            return _try_input(model, tokens)
         context = Context(model, ContextParams(256, 1, 64, 1, 1))
         batch = context.make_batch()
         batch.add(0, tokens, 0, wants_logits=True)
@@ -245,6 +246,14 @@ def _try(paths: Sequence[Path], adapters: Sequence[tuple[str, float]]) -> str:
         return f"its chat template is refused: {error.message}"
     except MemoryError:
         return "loading it took too much memory"
+
+
+def _try_input(model: Model, tokens: Tokens) -> str:
+    """In the child, for a model that only embeds or ranks."""
+    EmbeddingContext(model, max_tokens=64, num_threads=1).embed([tokens])
+    if model.is_reranker:
+        check_scores(model)
+    return ""
 
 
 def _rendered(template: ChatTemplate, *tools: Tool) -> str:

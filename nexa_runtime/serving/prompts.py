@@ -17,11 +17,16 @@ Prompt = str | Sequence[int]
 
 def check_size(vocab: Vocab, text: str, *, max_tokens: int, param: str) -> None:
     """Refuse a text that is too long whatever its tokens are, without the work of counting them."""
-    if vocab.max_piece_bytes is None:
-        return
-    at_least = len(text.encode("utf-8", "surrogatepass")) // vocab.max_piece_bytes
+    at_least = least_tokens(vocab, text)
     if at_least >= max_tokens:
         raise too_long(at_least, max_tokens, param, is_lower_bound=True)
+
+
+def least_tokens(vocab: Vocab, text: str) -> int:
+    """A text has so many tokens or more, as far as its length tells."""
+    if vocab.max_piece_bytes is None:
+        return 0
+    return len(text.encode("utf-8", "surrogatepass")) // vocab.max_piece_bytes
 
 
 def too_long(

@@ -10,9 +10,10 @@ something.
 import argparse
 import ctypes
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import gguf
 import llama_cpp.llama_cpp as C
@@ -24,7 +25,10 @@ TYPES = {"F32": 0, "F16": 1, "Q8_0": 7, "Q4_K_M": 15}
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a model. ``num_kv_heads`` counts for decoders, ``context`` is its longest sequence."""
+    """Sizes of a model. ``num_kv_heads`` counts for decoders, ``context`` is its longest sequence.
+
+    ``num_scores``: of each input to a reranker (of the architectures bert and qwen3); 0: it is none.
+    """
 
     arch: str
     num_layers: int
@@ -35,6 +39,7 @@ class Shape:
     context: int
     rope_base: float = 10_000.0
     is_tied: bool = False
+    num_scores: int = 0
 
 
 SHAPES = {
@@ -43,10 +48,14 @@ SHAPES = {
     "llama-3-8b": Shape("llama", 32, 4096, 14336, 32, 8, 8192, 5e5),
     "tiny": Shape("llama", 2, 128, 384, 4, 2, 4096, is_tied=True),
     "bert-mini": Shape("bert", 6, 384, 1536, 12, 12, 512),
+    "bert-mini-reranker": Shape("bert", 6, 384, 1536, 12, 12, 512, num_scores=1),
 }
 
 ADDED_AS_F32 = frozenset({"token_types.weight", "position_embd.weight"})
 """Matrices that llama.cpp adds and does not multiply: it aborts the process when they are not F32."""
+
+_SPREAD, _HEAD_SPREAD = 0.05, 0.5
+"""Of random weights; a reranker's head has more, so that its scores differ."""
 
 Tensor = tuple[str, tuple[int, ...], float]
 """Name, shape (rows first), and the centre of its values: 1 for norms, 0 for the rest."""
@@ -71,10 +80,14 @@ def tensors(shape: Shape, vocab_size: int) -> Iterator[Tensor]:
             yield f"{block}.attn_{name}.weight", (rows, d), 0
             if shape.arch == "qwen2":
                 yield f"{block}.attn_{name}.bias", (rows,), 0
+            if shape.arch == "qwen3" and name != "v":
+                yield f"{block}.attn_{name}_norm.weight", (d // shape.num_heads,), 1
         yield f"{block}.attn_output.weight", (d, d), 0
         yield f"{block}.ffn_gate.weight", (inner, d), 0
         yield f"{block}.ffn_up.weight", (inner, d), 0
         yield f"{block}.ffn_down.weight", (d, inner), 0
+    if shape.num_scores:
+        yield "cls.output.weight", (shape.num_scores, d), 0
 
 
 def _bert_tensors(shape: Shape) -> Iterator[Tensor]:
@@ -98,22 +111,39 @@ def _bert_tensors(shape: Shape) -> Iterator[Tensor]:
         for name in ("attn_output_norm", "layer_output_norm"):
             yield f"{block}.{name}.weight", (d,), 1
             yield f"{block}.{name}.bias", (d,), 0
+    if shape.num_scores:
+        for name, rows in (("cls", d), ("cls.output", shape.num_scores)):
+            yield f"{name}.weight", (rows, d), 0
+            yield f"{name}.bias", (rows,), 0
 
 
-def write_model(shape: Shape, vocab: Path, out: Path, *, is_f32: bool = False, seed: int = 1) -> None:
-    """Write a model in F16 (or F32) with the tokenizer of ``vocab``."""
+def write_model(
+    shape: Shape,
+    vocab: Path,
+    out: Path,
+    *,
+    is_f32: bool = False,
+    seed: int = 1,
+    tokenizer: Mapping[str, bool | int | str] = MappingProxyType({}),
+) -> None:
+    """Write a model in F16 (or F32) with the tokenizer of ``vocab``, but for the keys of ``tokenizer``."""
     reader = gguf.GGUFReader(vocab)
     writer = gguf.GGUFWriter(out, shape.arch, use_temp_file=True)
     writer.add_name(out.stem)
     _add_sizes(writer, shape)
     for key, field in reader.fields.items():
-        if key.startswith("tokenizer."):
+        if key.startswith("tokenizer.") and key not in tokenizer:
             sub_type = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
             writer.add_key_value(key, field.contents(), field.types[0], sub_type)
+    for key, value in tokenizer.items():
+        is_id = type(value) is int  # llama.cpp wants ids without a sign
+        kind = gguf.GGUFValueType.UINT32 if is_id else gguf.GGUFValueType.get_type(value)
+        writer.add_key_value(key, value, kind)
     vocab_size = len(reader.fields["tokenizer.ggml.tokens"].data)
     random = np.random.default_rng(seed)
     for name, size, centre in tensors(shape, vocab_size):
-        values = random.standard_normal(size, dtype=np.float32) * np.float32(0.05) + np.float32(centre)
+        spread = np.float32(_HEAD_SPREAD if name.startswith("cls") else _SPREAD)
+        values = random.standard_normal(size, dtype=np.float32) * spread + np.float32(centre)
         keeps_f32 = is_f32 or len(size) == 1 or name in ADDED_AS_F32
         writer.add_tensor(name, values if keeps_f32 else values.astype(np.float16))
     writer.write_header_to_file()
@@ -128,10 +158,15 @@ def _add_sizes(writer: gguf.GGUFWriter, shape: Shape) -> None:
     writer.add_block_count(shape.num_layers)
     writer.add_feed_forward_length(shape.inner_width)
     writer.add_head_count(shape.num_heads)
+    if shape.num_scores:
+        writer.add_pooling_type(gguf.PoolingType.RANK)
+        if shape.num_scores > 1:
+            writer.add_classifier_output_labels([f"label {index}" for index in range(shape.num_scores)])
+    elif shape.arch == "bert":
+        writer.add_pooling_type(gguf.PoolingType.MEAN)
     if shape.arch == "bert":
         writer.add_layer_norm_eps(1e-12)
         writer.add_causal_attention(False)
-        writer.add_pooling_type(gguf.PoolingType.MEAN)
         writer.add_token_type_count(2)
         return
     writer.add_head_count_kv(shape.num_kv_heads)

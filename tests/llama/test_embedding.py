@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
 import pytest
 
@@ -15,9 +14,9 @@ from nexa_runtime.serving.library import DEMO_PATH
 from nexa_runtime.serving.loaded import Kind
 from nexa_runtime.serving.loading import open_pool
 from scripts.bench.make_model import Shape, write_model
+from tests.llama.bert import last_states
 
 SHAPE = Shape("bert", num_layers=3, width=64, inner_width=256, num_heads=4, num_kv_heads=4, context=128)
-EPSILON = 1e-12
 
 
 @pytest.fixture(scope="module")
@@ -41,42 +40,9 @@ def context(bert: Model) -> Iterator[EmbeddingContext]:
     made.close()
 
 
-def layer_norm(x: Any, weight: Any, bias: Any) -> Any:
-    centred = x - x.mean(axis=-1, keepdims=True)
-    return centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + EPSILON) * weight + bias
-
-
-def gelu(x: Any) -> Any:
-    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
-
-
 def reference(path: Path, tokens: Any) -> Any:
-    """The forward pass of bert in float64, mean-pooled, of length 1."""
-    reader = gguf.GGUFReader(path)
-    t = {one.name.removesuffix(".weight"): one.data.astype(np.float64) for one in reader.tensors}
-    x = t["token_embd"][tokens] + t["token_types"][0] + t["position_embd"][: len(tokens)]
-    x = layer_norm(x, t["token_embd_norm"], t["token_embd_norm.bias"])
-    head = SHAPE.width // SHAPE.num_heads
-    for layer in range(SHAPE.num_layers):
-        b = f"blk.{layer}."
-
-        def linear(name: str, value: Any, b: str = b) -> Any:
-            return value @ t[b + name].T + t[b + name + ".bias"]
-
-        q, k, v = (
-            linear(name, x).reshape(-1, SHAPE.num_heads, head).transpose(1, 0, 2)
-            for name in ("attn_q", "attn_k", "attn_v")
-        )
-        scores = q @ k.transpose(0, 2, 1) / np.sqrt(head)
-        scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
-        scores /= scores.sum(axis=-1, keepdims=True)
-        attended = (scores @ v).transpose(1, 0, 2).reshape(len(tokens), SHAPE.width)
-        x = layer_norm(
-            x + linear("attn_output", attended), t[b + "attn_output_norm"], t[b + "attn_output_norm.bias"]
-        )
-        inner = linear("ffn_down", gelu(linear("ffn_up", x)))
-        x = layer_norm(x + inner, t[b + "layer_output_norm"], t[b + "layer_output_norm.bias"])
-    pooled = x.mean(axis=0)
+    """The mean of bert's last states, of length 1."""
+    pooled = last_states(path, SHAPE, tokens).mean(axis=0)
     return pooled / np.linalg.norm(pooled)
 
 

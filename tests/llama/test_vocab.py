@@ -172,4 +172,8 @@ def test_tokens_of_a_gap_and_those_a_constraint_must_not_write(model: Model, tmp
     added = {text: token for text, token in vocab.special_texts.items() if text not in plain.special_texts}
     assert added == dict(zip(tokens[-5:-1], range(size - 5, size - 1), strict=True))
     assert vocab.tokenize("plain words", parse_special=True).tolist() == [size - 1]
+    # These two are tokens in any text, a long one too; control tokens are not.
+    assert vocab.tokenize("<think>plain words", parse_special=False).tolist() == [size - 2, size - 1]
+    many = vocab.tokenize("<think>plain words<|fim_prefix|>" * 10_000, parse_special=False)
+    assert [np.count_nonzero(many == size - back) for back in (1, 2, 5)] == [10_000, 10_000, 0]
     other.close()

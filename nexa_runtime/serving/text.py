@@ -1,0 +1,44 @@
+"""Requests that only need a model's tokenizer or its template, and compute nothing.
+
+Owns that they are requests like any other: admitted, with a lease, and their work in a worker thread, so that
+they are no way around a tenant's limits. It knows no wire format: ``server/routes`` calls it.
+"""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from nexa_runtime.serving.dispatcher import Dispatcher
+from nexa_runtime.serving.loaded import Kind, LoadedModel
+from nexa_runtime.tenancy.tenant import Tenant
+
+ResultT = TypeVar("ResultT")
+
+
+class TextService:
+    """Works on texts, on the dispatcher's event loop."""
+
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        self._dispatcher = dispatcher
+
+    async def run(
+        self,
+        tenant: Tenant,
+        work: Callable[[LoadedModel], ResultT],
+        *,
+        model_name: str | None,
+        kind: Kind | None = None,
+        is_patient: bool = True,
+    ) -> ResultT:
+        """What ``work`` makes of the model, in a worker thread. ``kind``: what the model must be made for.
+
+        Raises what ``work`` does, ``RequestError``, ``TenantLimitError``, ``BoxBusyError``.
+        """
+        ticket = self._dispatcher.admit(tenant, 1)
+        try:
+            lease = await self._dispatcher.lease(tenant, model_name, kind, is_patient=is_patient)
+            try:
+                return await self._dispatcher.prepare_in_turn(tenant, lambda: work(lease.model))
+            finally:
+                lease.release()
+        finally:
+            ticket.settle()
