@@ -82,20 +82,13 @@ class ToolChoice:
 
 
 @dataclass(frozen=True, slots=True)
-class FieldNames:
-    """What the client's API calls things, for errors that name a field."""
-
-    messages: str = "messages"
-
-
-@dataclass(frozen=True, slots=True)
 class Conversation:
     """Messages, and how the next one is to be.
 
     ``is_parallel``: more than one call is welcome. ``template_options``: variables for the model's template,
     by name. ``continues``: the answer goes on where the last message, the assistant's own, ends.
     ``reasoning_budget``: most tokens of reasoning; None: as many as the model likes.
-    ``fields``: for errors.
+    ``param``: the field of the request that holds the messages, which errors name.
     """
 
     messages: tuple[Message, ...]
@@ -105,4 +98,4 @@ class Conversation:
     template_options: Mapping[str, str | bool | int | float] = field(default_factory=dict)
     continues: bool = False
     reasoning_budget: int | None = None
-    fields: FieldNames = FieldNames()
+    param: str = "messages"

@@ -103,13 +103,13 @@ class ChatTemplate:
                 charge(len(text))
         except jinja2.TemplateError as error:
             message = f"The model's chat template refuses these messages: {_short(error)}"
-            raise InvalidRequestError(message, param=conversation.fields.messages) from None
+            raise InvalidRequestError(message, param=conversation.param) from None
         except (
             TypeError, ValueError, ArithmeticError, LookupError, AttributeError, NameError, RuntimeError,
             AssertionError, MemoryError,
         ) as error:  # fmt: skip
             message = f"The model's chat template cannot render these messages: {_short(error)}"
-            raise InvalidRequestError(message, param=conversation.fields.messages) from None
+            raise InvalidRequestError(message, param=conversation.param) from None
         return RenderedPrompt(_up_to(text, end) if conversation.continues else text, guard)
 
     def _content_with_calls(self, shape: Shape) -> str | None:

@@ -60,7 +60,7 @@ def render_chat(model: LoadedModel, conversation: Conversation, max_tokens: int)
     """Render and tokenize. Raises ``InvalidRequestError``."""
     vocab = model.model.vocab
     prompt = render_prompt(model, conversation)
-    check_size(vocab, prompt.text, max_tokens=max_tokens, param=conversation.fields.messages)
+    check_size(vocab, prompt.text, max_tokens=max_tokens, param=conversation.param)
     tokens = with_bos(vocab, vocab.tokenize_guarded(prompt.text, prompt.guard))
     tags = model.dialect.reasoning
     is_reasoning = tags is not None and prompt.text.rstrip().endswith(tags.opening.rstrip())

@@ -90,7 +90,7 @@ class GenerationService:
         with _settled_on_error(ticket):
             lease = await self._dispatcher.lease(tenant, options.model, Kind.CHAT, is_patient=is_patient)
             _log_prompt(tenant, [message.content or "" for message in conversation.messages])
-            return await self._start(ticket, lease, prepare, options, conversation.fields.messages)
+            return await self._start(ticket, lease, prepare, options, conversation.param)
 
     async def open_completion(
         self,

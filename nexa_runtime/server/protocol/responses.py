@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from nexa_runtime.chat.grammar import GrammarKind, GrammarSource
-from nexa_runtime.chat.messages import Conversation, FieldNames
+from nexa_runtime.chat.messages import Conversation
 from nexa_runtime.errors import InvalidRequestError, UnsupportedParameterError
 from nexa_runtime.server.protocol.common import MAX_LOGPROBS, CommonRequest, StreamOptions
 from nexa_runtime.server.protocol.constraints import MAX_GRAMMAR_BYTES
@@ -154,7 +154,7 @@ class ResponsesRequest(CommonRequest):
             is_parallel=self.parallel_tool_calls is not False,
             template_options=read_template_options(self.chat_template_kwargs, effort),
             reasoning_budget=None if budget is None or budget < 0 else budget,
-            fields=FieldNames("input"),
+            param="input",
         )
 
     def ignored(self) -> list[str]:
