@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from nexa_runtime.chat.messages import ToolMode
+from nexa_runtime.lora import adapters_text
 from nexa_runtime.server.ignored import ignored_header
 from nexa_runtime.server.protocol.chat import ChatRequest
 from nexa_runtime.server.protocol.chat_writer import ChatWriter
@@ -75,5 +76,7 @@ async def _answer(
     headers = ignored_header([*unknown, *unknown_fields(wire)])
     if generation.clamped_max_tokens is not None:
         headers["x-nexa-clamped"] = f"max_tokens={generation.clamped_max_tokens}"
+    if generation.adapters:
+        headers["x-nexa-lora"] = adapters_text(generation.adapters)
     answer = stream if wire.stream else respond
     return await answer(request, generation, writer, headers, wants_timings=bool(wire.timings))
