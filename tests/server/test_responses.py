@@ -217,6 +217,20 @@ def test_an_answer_that_is_cut(server: LiveServer) -> None:
     assert events[-1].response.output_text == found.output_text
 
 
+def test_reasoning_is_an_item_of_its_own_and_goes_back_as_input(server: LiveServer, client: Any) -> None:
+    forced = {"regex": "<think>\nIt is Paris.\n</think>\n\nParis"}
+    found = client.responses.create(**COLD, input=FRANCE, extra_body=forced)
+    thought, message = found.output
+    assert ([part.text for part in thought.content], thought.summary) == (["It is Paris."], [])
+    assert message.content[0].text == "Paris"
+    events = events_of(server, **forced, reasoning={"effort": "low", "summary": "auto"})
+    deltas = [event.delta for event in events if event.type == "response.reasoning_summary_text.delta"]
+    assert "".join(deltas) == "It is Paris."
+    assert [item.type for item in events[-1].response.output] == ["reasoning", "message"]
+    items = [{"role": "user", "content": FRANCE}, *found.output, {"role": "user", "content": "Hello"}]
+    assert client.responses.create(**COLD, input=items).status == "completed"
+
+
 def test_log_probabilities(client: Any) -> None:
     found = client.responses.create(
         **COLD, input=FRANCE, top_logprobs=2, include=["message.output_text.logprobs"]
