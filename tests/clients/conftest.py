@@ -1,5 +1,5 @@
-"""Around the suites of real clients: none of them may look beyond this machine, or find settings in the
-environment.
+"""Fixtures: a client of OpenAI's package; and around all clients, that none of them looks beyond this machine
+or finds settings in the environment.
 """
 
 import os
@@ -7,7 +7,10 @@ import socket
 from collections.abc import Iterator
 from typing import Any
 
+import openai
 import pytest
+
+from tests.support import LiveServer
 
 _SETTINGS = ("OPENAI_", "ANTHROPIC_", "LANGCHAIN_", "LANGSMITH_", "LITELLM_", "TIKTOKEN_")
 _HERE = frozenset({None, "", "localhost", "127.0.0.1", "::1"})
@@ -43,3 +46,10 @@ def only_this_machine() -> Iterator[None]:
         patch.setattr(socket, "getaddrinfo", guarded_getaddrinfo)
         yield
     assert outside == []
+
+
+@pytest.fixture
+def client(server: LiveServer) -> Iterator[Any]:
+    """OpenAI's, which sends each request once."""
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as made:
+        yield made

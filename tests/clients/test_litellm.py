@@ -1,4 +1,4 @@
-"""LiteLLM against the running server, as the provider ``openai`` with a base URL, and as ``hosted_vllm``."""
+"""LiteLLM against the running server, as its providers ``openai``, ``hosted_vllm`` and ``anthropic``."""
 
 import asyncio
 from typing import Any
@@ -37,18 +37,15 @@ def litellm() -> Any:
 
 
 @pytest.fixture
-def ask(server: LiveServer) -> dict[str, Any]:
-    """What every call names."""
-    return {
-        "model": "openai/demo", "api_base": f"{server.url}/v1", "api_key": "none", "max_retries": 0,
-        "temperature": 0, "messages": MESSAGES,
-    }  # fmt: skip
+def place(server: LiveServer) -> dict[str, Any]:
+    """Where every call goes."""
+    return {"api_base": f"{server.url}/v1", "api_key": "none", "max_retries": 0}
 
 
 @pytest.fixture
-def place(server: LiveServer) -> dict[str, Any]:
-    """Where embeddings and completions are."""
-    return {"api_base": f"{server.url}/v1", "api_key": "none", "max_retries": 0}
+def ask(place: dict[str, Any]) -> dict[str, Any]:
+    """A chat."""
+    return {"model": "openai/demo", **place, "temperature": 0, "messages": MESSAGES}
 
 
 @pytest.mark.parametrize(
@@ -160,11 +157,10 @@ def test_another_model_takes_what_is_too_long_for_the_first(
 
 
 @pytest.mark.parametrize("is_streamed", [False, True])
-def test_as_the_provider_anthropic(litellm: Any, server: LiveServer, is_streamed: bool) -> None:
-    fields = {
-        "model": "anthropic/demo", "api_base": server.url, "api_key": "none", "temperature": 0,
-        "max_tokens": 64, "messages": MESSAGES, "max_retries": 0,
-    }  # fmt: skip
+def test_as_the_provider_anthropic(
+    litellm: Any, ask: dict[str, Any], server: LiveServer, is_streamed: bool
+) -> None:
+    fields = {**ask, "model": "anthropic/demo", "api_base": server.url, "max_tokens": 64}
     answer = (
         litellm.stream_chunk_builder(list(litellm.completion(**fields, stream=True)))
         if is_streamed

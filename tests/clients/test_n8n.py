@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from nexa_runtime.tenancy.keys import create_key
-from tests.clients.cases import ANSWER, QUESTION, WEATHER, WEATHER_ANSWER, WEATHER_QUESTION
+from tests.clients.cases import ANSWER, PERSON_QUESTION, QUESTION, WEATHER, WEATHER_ANSWER, WEATHER_QUESTION
 from tests.support import EventStream, LiveServer
 
 CHAT_MODEL: dict[str, Any] = {
@@ -99,7 +99,7 @@ def test_a_message_with_json_as_its_answer(server: LiveServer) -> None:
         "model": "demo",
         "messages": [
             {"role": "system", "content": "You are a helpful assistant designed to output JSON."},
-            {"role": "user", "content": "Give me a JSON object with name Ana and age 30"},
+            {"role": "user", "content": PERSON_QUESTION},
         ],
         "tools": None,
         "response_format": {"type": "json_object"},
@@ -161,7 +161,7 @@ def test_the_openai_node_sends_responses(server: LiveServer) -> None:
 
 def test_the_openai_node_reads_json_of_a_schema(server: LiveServer) -> None:
     schema = {"type": "object", "properties": {"name": {"type": "string"}, "age": {"type": "integer"}}}
-    parts = [{"type": "input_text", "text": "Give me a JSON object with name Ana and age 30"}]
+    parts = [{"type": "input_text", "text": PERSON_QUESTION}]
     body = {
         "model": "demo",
         "input": [{"role": "user", "content": parts}],

@@ -4,7 +4,6 @@ users call them.
 
 import asyncio
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,6 @@ from tests.support import LiveServer, wait_until
 MESSAGES: Any = [{"role": "user", "content": QUESTION}]
 ASK: Any = {"model": "demo", "messages": MESSAGES, "temperature": 0}
 KEY = create_key("acme")
-
-
-@pytest.fixture
-def client(server: LiveServer) -> Iterator[Any]:
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as made:
-        yield made
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import openai
@@ -23,12 +22,6 @@ from tests.clients.test_openai_tools import GetWeather
 from tests.support import LiveServer
 
 ASK: Any = {"model": "demo", "temperature": 0}
-
-
-@pytest.fixture
-def client(server: LiveServer) -> Iterator[Any]:
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as made:
-        yield made
 
 
 def test_create_and_its_stream(client: Any) -> None:

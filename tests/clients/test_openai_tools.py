@@ -3,7 +3,6 @@ classes.
 """
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import openai
@@ -12,7 +11,6 @@ from pydantic import BaseModel
 
 from tests.clients.cases import WEATHER, WEATHER_ANSWER, WEATHER_QUESTION, Booking
 from tests.server.test_tools import GET_WEATHER
-from tests.support import LiveServer
 
 ASK: Any = {"model": "demo", "temperature": 0}
 
@@ -21,12 +19,6 @@ class GetWeather(BaseModel):
     """Get the current weather of a city"""
 
     city: str
-
-
-@pytest.fixture
-def client(server: LiveServer) -> Iterator[Any]:
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as made:
-        yield made
 
 
 def test_the_tool_loop(client: Any) -> None:
