@@ -24,7 +24,7 @@ from nexa_runtime.errors import ConfigError, NexaError
 from nexa_runtime.server.auth import Gate
 from nexa_runtime.server.errors import on_http_error, on_nexa_error
 from nexa_runtime.server.middleware import RequestMiddleware
-from nexa_runtime.server.routes import admin, embed, generate, health, models
+from nexa_runtime.server.routes import admin, docs, embed, generate, health, models
 from nexa_runtime.server.services import Services, State
 from nexa_runtime.serving.dispatcher import Dispatcher
 from nexa_runtime.serving.embedding import EmbeddingService
@@ -48,6 +48,14 @@ _GRACEFUL_S = 10
 """After the engine has ended every stream, how long clients may take to read the rest."""
 
 
+_DOCS = (
+    Route("/openapi.json", docs.openapi),
+    Route("/docs", docs.docs),
+    Route("/redoc", docs.redoc),
+)
+"""Where a key is configured, there is nothing at these paths."""
+
+
 class App(Starlette):
     """The ASGI application. ``dispatcher`` and ``puller`` are ended before connections are closed."""
 
@@ -55,8 +63,9 @@ class App(Starlette):
         self.dispatcher = Dispatcher(pool, settings.serving, slots=settings.engine.slots)
         self.puller = Puller(pool.library.store, pool.library.catalog, Hub(settings.store))
         self._tenancy = tenancy
+        gate = Gate(settings.access, tenancy)
         self._services = Services(
-            Gate(settings.access, tenancy),
+            gate,
             tenancy,
             self.dispatcher,
             GenerationService(self.dispatcher),
@@ -80,6 +89,7 @@ class App(Starlette):
                 Route("/admin/tenants/{tenant_id}/refresh", admin.refresh_tenant, methods=["POST"]),
                 Route("/health", health.health),
                 Route("/readyz", health.readyz),
+                *(_DOCS if gate.is_open else ()),
             ],
             middleware=[Middleware(RequestMiddleware)],
             exception_handlers={NexaError: on_nexa_error, HTTPException: on_http_error},
