@@ -4,8 +4,7 @@ Owns how an endpoint becomes an operation, and a type a JSON schema. It is a fun
 never looks at a request or at a running server. ``routes/docs`` serves it.
 
 Deliberate: a field that is refused is no property; the operation's description names it, and
-``x-nexa-refused``. An event of a stream is described in ``x-nexa-event``: OpenAPI 3.1 can only say that a
-stream is a text.
+``x-nexa-refused``. An event of a stream is described in ``x-nexa-event``: OpenAPI 3.1 has no word for it.
 """
 
 import re
@@ -16,7 +15,7 @@ from typing import Any
 
 import orjson
 from pydantic import TypeAdapter
-from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, JsonSchemaValue
 from pydantic_core import core_schema
 
 from nexa_runtime import __version__, errors
@@ -54,12 +53,15 @@ _HEADERS = {
     **_RETRY_HEADERS,
 }
 
-_INTERNAL = {
+_INTERNAL = (
     errors.ConfigError, errors.ModelFileError, errors.ClientError, errors.SourceUnavailableError,
-}  # fmt: skip
+)  # fmt: skip
 """For the terminal and the log; never on the wire."""
 
-_KEYS = [{}, {"bearer": []}, {"x_api_key": []}]
+_FURTHER_CODES = {404: {"not_found", errors.TenantUnknownError.code}}
+"""Of no class, or of one that has this status for the admin only."""
+
+_KEYS: list[Json] = [{}, {"bearer": []}, {"x_api_key": []}]
 """A server without keys wants none."""
 
 _PATH_SCHEMAS: Mapping[str, Json] = {"tenant_id": {"type": "string", "pattern": f"^{TENANT_ID.pattern}$"}}
@@ -117,17 +119,18 @@ class _Generator(GenerateJsonSchema):
 def _schemas(endpoints: Sequence[Endpoint]) -> tuple[Mapping[object, JsonSchemaValue], Json]:
     """The JSON schema of each type of the table, and what these schemas refer to."""
     requests = dict.fromkeys(one.request for one in endpoints if one.request is not None)
-    answers = dict.fromkeys(
+    answers: dict[Any, None] = dict.fromkeys(
         kind
         for one in endpoints
         for kind in (ErrorBody, one.answer, one.event, *one.others.values())
         if kind is not None
     )
+    inputs: list[tuple[object, JsonSchemaMode, TypeAdapter[Any]]] = [
+        *((kind, "validation", TypeAdapter(kind)) for kind in requests),
+        *((kind, "serialization", TypeAdapter(kind)) for kind in answers),
+    ]
     found, shared = TypeAdapter.json_schemas(
-        [
-            *((kind, "validation", TypeAdapter(kind)) for kind in requests),
-            *((kind, "serialization", TypeAdapter(kind)) for kind in answers),
-        ],
+        inputs,
         ref_template="#/components/schemas/{model}",
         schema_generator=_Generator,
     )
@@ -192,7 +195,7 @@ def _responses(endpoint: Endpoint, schemas: Mapping[object, JsonSchemaValue]) ->
         content[endpoint.answer_type] = {"schema": schemas[endpoint.answer]}
     if endpoint.event is not None:
         event = {"anyOf": [schemas[endpoint.event], schemas[ErrorBody]]}
-        content[endpoint.stream_type] = {"schema": {"type": "string"}, "x-nexa-event": event}
+        content[endpoint.stream_type] = {"x-nexa-event": event}
     headers = ["x-request-id"]
     if endpoint.request is not None:
         headers.append("x-nexa-ignored")
@@ -224,9 +227,12 @@ def _codes(status: int) -> list[str]:
         for child in cls.__subclasses__():
             yield from classes(child)
 
-    reported = set(classes(errors.NexaError)) - _INTERNAL
-    found = {cls.code for cls in reported if status_of_class(cls) == status}
-    return sorted(found | ({"not_found"} if status == 404 else set()))
+    found = {
+        cls.code
+        for cls in classes(errors.NexaError)
+        if "code" in vars(cls) and not issubclass(cls, _INTERNAL) and status_of_class(cls) == status
+    }
+    return sorted(found | _FURTHER_CODES.get(status, set()))
 
 
 def _headers(names: Iterable[str]) -> Json:

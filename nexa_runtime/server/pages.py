@@ -1,8 +1,8 @@
 """The API's document as a page to read, and as one to try.
 
-Owns how the page is made and what it may load: nothing. Style and script stand in the page itself, and its
-policy names them by their hashes. Both pages are made once; ``routes/docs`` serves them. What they look like is
-in ``data/docs.*``.
+Owns how the pages are made and what they may load: nothing. Style and script stand in the page itself, and
+its policy names them by their hashes. Both pages are made once; ``routes/docs`` serves them. What they look
+like is in ``data/docs.*``.
 """
 
 import base64

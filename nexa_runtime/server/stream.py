@@ -1,7 +1,8 @@
 """One generation to one response: a stream of events, or a single body.
 
 Owns how an answer is written while it grows, and that it ends in exactly one way: complete as its API says
-(``[DONE]``), with an error frame, or with the client gone. Whatever happens, the generation is closed. Routes call it.
+(``[DONE]``), with an error frame, or with the client gone. Whatever happens, the generation is closed. Routes
+call it.
 
 Deliberate: the status of a stream is withheld until its first token, for ``WITHHOLD_S`` at most, so that a
 refusal is a real status; from then on comments keep the connection alive and a failure is an error frame.
@@ -14,7 +15,6 @@ have one, and by them a client that takes nothing is found.
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from sse_starlette import EventSourceResponse
@@ -64,7 +64,12 @@ class Writer(Protocol):
 
 
 async def respond(
-    request: Request, generation: Generation, writer: Writer, headers: dict[str, str], *, wants_timings: bool = False
+    request: Request,
+    generation: Generation,
+    writer: Writer,
+    headers: dict[str, str],
+    *,
+    wants_timings: bool = False,
 ) -> Response:
     """The whole answer in one body; the generation ends with the client."""
     try:
@@ -94,7 +99,12 @@ async def while_connected(request: Request, work: Coroutine[None, None, ResultT]
 
 
 async def stream(
-    request: Request, generation: Generation, writer: Writer, headers: dict[str, str], *, wants_timings: bool = False
+    request: Request,
+    generation: Generation,
+    writer: Writer,
+    headers: dict[str, str],
+    *,
+    wants_timings: bool = False,
 ) -> Response:
     """A stream of events, once the first token is there. Raises what ends the request before that."""
     try:

@@ -4,9 +4,9 @@ Owns a type per body of ``/admin``, ``/health`` and ``/readyz``; ``endpoints`` n
 answers to them. It never makes an answer.
 """
 
-from typing import Literal
+from typing import Literal, NotRequired
 
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import TypedDict
 
 from nexa_runtime.engine.scheduler import SchedulerStats
 from nexa_runtime.store.pull import PullEvent

@@ -88,8 +88,9 @@ class Endpoint:
 ENDPOINTS = (
     Endpoint(
         "POST", "/v1/chat/completions", "Answer a chat, streamed or not", Access.TENANT,
-        request=ChatRequest, fields=CHAT, answer=shapes.ChatCompletion, event=shapes.ChatChunk, refusals=_WORK,
-        example={"messages": [{"role": "user", "content": "What is the capital of France?"}], "stream": False},
+        request=ChatRequest, fields=CHAT, answer=shapes.ChatCompletion, event=shapes.ChatChunk,
+        refusals=_WORK,
+        example={"messages": [{"role": "user", "content": "What is the capital of France?"}], "stream": True},
     ),
     Endpoint(
         "POST", "/v1/completions", "Continue one prompt or several, streamed or not", Access.TENANT,
@@ -139,8 +140,8 @@ ENDPOINTS = (
         answer=admin_shapes.TenantConfig, refusals=(400, 404, 503),
     ),
     Endpoint(
-        "POST", "/admin/tenants/{tenant_id}/refresh", "The same, after asking their source anew", Access.ADMIN,
-        answer=admin_shapes.TenantConfig, refusals=(400, 404, 503),
+        "POST", "/admin/tenants/{tenant_id}/refresh", "The same, after asking their source anew",
+        Access.ADMIN, answer=admin_shapes.TenantConfig, refusals=(400, 404, 503),
     ),
     Endpoint("GET", "/openapi.json", "This document", Access.OPEN, answer=dict[str, object]),
     Endpoint("GET", "/docs", "A page to read and try the API", Access.OPEN, answer=str, answer_type=HTML),

@@ -11,6 +11,6 @@ FIELDS: Mapping[str, Support] = {"model": Support.HONOURED}
 
 
 class PullRequest(WireModel):
-    """A body of ``/admin/models/pull``. ``model``: a name of the catalog, or ``org/repo[:QUANT][@revision]``."""
+    """A body of ``/admin/models/pull``. ``model``: a catalog's name, or ``org/repo[:QUANT][@revision]``."""
 
     model: str = Field(min_length=1)

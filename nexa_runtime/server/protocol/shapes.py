@@ -1,12 +1,14 @@
 """The shapes of answers to tenants, for the API's document.
 
-Owns a type per body that writers and routes make; ``endpoints`` names them, a test holds real answers to them.
-It never makes an answer. A field that is not required here is left out where it has nothing to say.
+Owns a type per body that writers and routes make; ``endpoints`` names them, a test holds real answers to
+them. It never makes an answer. A field that is not required here is left out where it has nothing to say.
+
+``typing_extensions``' ``TypedDict``: pydantic wants it before Python 3.12.
 """
 
-from typing import Literal
+from typing import Literal, NotRequired
 
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import TypedDict
 
 Finish = Literal["stop", "length", "tool_calls"]
 

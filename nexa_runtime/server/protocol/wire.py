@@ -42,7 +42,7 @@ class WireModel(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class AtMost:
-    """The annotation that ``at_most`` makes: a check in front of all others, and what JSON Schema calls it."""
+    """What ``at_most`` annotates with: a check in front of all others, and what JSON Schema calls it."""
 
     max_items: int
 
