@@ -30,6 +30,23 @@ def server() -> Iterator[LiveServer]:
         yield live
 
 
+@pytest.fixture(scope="session")
+def bounded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    """A server for whatever random bodies ask: it says four tokens at most, and never asks a hub."""
+    folder = tmp_path_factory.mktemp("bounded")
+    tenants = folder / "tenants.yaml"
+    tenants.write_text("tenants: {demo: {NEXA_MAX_OUTPUT_TOKENS: 4}}")
+    settings = {
+        "NEXA_TENANTS_FILE": str(tenants),
+        "DEFAULT_TENANT_ID": "demo",
+        "NEXA_MODEL_STORE": str(folder / "store"),
+        "NEXA_STATE_DIR": str(folder / "state"),
+        "HF_HUB_OFFLINE": "1",
+    }
+    with LiveServer(free_settings(**settings)) as live:
+        yield live
+
+
 @pytest.fixture
 def make_server() -> Iterator[Callable[..., LiveServer]]:
     """Servers with settings of their own: ``make_server(NEXA_SLOTS=2)``."""

@@ -10,6 +10,7 @@ from nexa_runtime.cli.main import app
 from nexa_runtime.config import SLICES, env_names
 from nexa_runtime.server.app import App
 from nexa_runtime.tenancy.tenant import LIMIT_KEYS
+from scripts.api_table import written
 
 ROOT = Path(nexa_runtime.__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -60,6 +61,10 @@ def test_every_endpoint_is_documented() -> None:
     paths = [route.replace("{name:path}", "{id}") for route in routes]
     assert len(paths) >= 6
     assert [path for path in paths if path not in README] == []
+
+
+def test_every_parameter_is_documented_as_it_is_treated() -> None:
+    assert written(README) == README, "scripts/api_table writes the table anew"
 
 
 def test_the_top_level_is_what_was_agreed() -> None:

@@ -26,6 +26,7 @@ from nexa_runtime.server.errors import on_http_error, on_nexa_error
 from nexa_runtime.server.middleware import RequestMiddleware
 from nexa_runtime.server.routes import (
     admin,
+    docs,
     embed,
     generate,
     health,
@@ -61,6 +62,14 @@ _GRACEFUL_S = 10
 """After the engine has ended every stream, how long clients may take to read the rest."""
 
 
+_DOCS = (
+    Route("/openapi.json", docs.openapi),
+    Route("/docs", docs.docs),
+    Route("/redoc", docs.redoc),
+)
+"""Where a key is configured, there is nothing at these paths."""
+
+
 class App(Starlette):
     """The ASGI application. ``dispatcher`` and ``puller`` are ended before connections are closed."""
 
@@ -68,8 +77,9 @@ class App(Starlette):
         self.dispatcher = Dispatcher(pool, settings.serving, slots=settings.engine.slots)
         self.puller = Puller(pool.library.store, pool.library.catalog, Hub(settings.store))
         self._tenancy = tenancy
+        gate = Gate(settings.access, tenancy)
         self._services = Services(
-            Gate(settings.access, tenancy),
+            gate,
             tenancy,
             self.dispatcher,
             GenerationService(self.dispatcher),
@@ -109,6 +119,7 @@ class App(Starlette):
                 Route("/admin/tenants/{tenant_id}/refresh", admin.refresh_tenant, methods=["POST"]),
                 Route("/health", health.health),
                 Route("/readyz", health.readyz),
+                *(_DOCS if gate.is_open else ()),
             ],
             middleware=[Middleware(RequestMiddleware)],
             exception_handlers={NexaError: on_nexa_error, HTTPException: on_http_error},

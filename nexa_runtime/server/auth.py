@@ -51,14 +51,14 @@ def check_exposure(host: str, access: AccessSettings) -> None:
 
 
 class Gate:
-    """Resolves requests to tenants."""
+    """Resolves requests to tenants. ``is_open``: the server has no keys, and trusts no network instead."""
 
     def __init__(self, access: AccessSettings, tenancy: Tenancy) -> None:
         self._access = access
         self._tenancy = tenancy
         self._service_digests = _digests(access.api_key, access.api_key_sha256)
         self._admin_digests = _digests(access.admin_key, access.admin_key_sha256)
-        self._is_open = not _has_server_key(access) and not access.trusts_tenant_header
+        self.is_open = not _has_server_key(access) and not access.trusts_tenant_header
 
     async def tenant(self, request: Request) -> Tenant:
         """The tenant that a request acts for.
@@ -67,11 +67,11 @@ class Gate:
         and what ``TenantDirectory.resolve`` does.
         """
         self._check_address(request)
-        key = _key_of(request, is_strict=not self._is_open)
-        if key is not None and (not self._is_open or self._is_ours(key)):
+        key = _key_of(request, is_strict=not self.is_open)
+        if key is not None and (not self.is_open or self._is_ours(key)):
             return await self._tenant_of_key(request, key)
         is_trusted = self._access.trusts_tenant_header and _is_in(_peer(request), self._access.trusted_cidrs)
-        if not self._is_open and not is_trusted:
+        if not self.is_open and not is_trusted:
             raise AuthenticationError("A key is needed: send it as Authorization: Bearer or X-API-Key.")
         tenant = await self._named(request)
         if tenant.limits.key_digests and not is_trusted:
@@ -84,7 +84,7 @@ class Gate:
         Raises ``AddressDeniedError``, ``AuthenticationError``, ``AccessError``.
         """
         self._check_address(request)
-        if self._is_open:
+        if self.is_open:
             return
         if not self._admin_digests:
             raise AuthenticationError("/admin is closed: NEXA_ADMIN_KEY is not set.")
@@ -96,6 +96,10 @@ class Gate:
         if keys.matches(key, self._service_digests):
             raise AccessError("The service key does not open /admin; NEXA_ADMIN_KEY does.")
         raise AuthenticationError("This is not the admin key.")
+
+    def check_reader(self, request: Request) -> None:
+        """Let everyone read what an open server says of itself. Raises ``AddressDeniedError``."""
+        self._check_address(request)
 
     async def _tenant_of_key(self, request: Request, key: str) -> Tenant:
         if keys.matches(key, self._service_digests):
@@ -131,7 +135,7 @@ class Gate:
         return tenant_id is not None and (self._tenancy.is_multi or tenant_id == self._tenancy.default_id)
 
     def _check_address(self, request: Request) -> None:
-        if self._is_open and not _is_loopback_name(request.url.hostname or ""):
+        if self.is_open and not _is_loopback_name(request.url.hostname or ""):
             raise AddressDeniedError("a web page of another name")
         allowed = self._access.ip_allowlist
         if not allowed:

@@ -80,8 +80,13 @@ def is_anthropic(path: str) -> bool:
 
 
 def status_of(error: Exception) -> int:
-    """The status of the nearest class in the tree; 500 for what is not ours."""
-    for cls in type(error).__mro__:
+    """The status of an error; 500 for what is not ours."""
+    return status_of_class(type(error))
+
+
+def status_of_class(error: type[Exception]) -> int:
+    """The status of the nearest class in the tree."""
+    for cls in error.__mro__:
         if (status := _STATUS.get(cls)) is not None:
             return status
     return 500

@@ -18,7 +18,10 @@ def ignored_header(names: Sequence[str]) -> dict[str, str]:
 
 
 def _header_list(names: Sequence[str]) -> str:
-    """Names for a header: what is not plain ASCII becomes ``?``, and a long list is cut."""
-    text = ", ".join(names).encode("ascii", "replace").decode()
+    """Names for a header: what is not plain ASCII becomes ``?``, and a long list is cut.
+
+    A header's value has no blanks at its ends, and neither has a name here; one of blanks is ``""``.
+    """
+    text = ", ".join(name.strip(" ") or '""' for name in names).encode("ascii", "replace").decode()
     printable = "".join(char if char.isprintable() else "?" for char in text)
     return printable if len(printable) <= _MAX_HEADER else printable[:_MAX_HEADER] + "..."

@@ -210,6 +210,11 @@ def test_unknown_fields_are_named_and_harmless_ones_are_not(server: LiveServer) 
     assert response.headers["x-nexa-ignored"] == "mood, x??"
 
 
+def test_unknown_fields_of_blanks_are_named_too(server: LiveServer) -> None:
+    response = server.chat("Hello", max_tokens=1, **{"": 1, "a ": 1, "  ": 1})
+    assert (response.status_code, response.headers["x-nexa-ignored"]) == (200, '"", a, ""')
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [

@@ -208,12 +208,12 @@ def test_what_cannot_be_pulled_has_a_status(
         (b"[]", None, "must be a JSON object"),
         (b'"demo"', None, "must be a JSON object"),
         (b"\xff\xfe", None, "not valid JSON"),
-        (b"{}", "model", "must be the name"),
-        (b'{"model": ""}', "model", "must be the name"),
-        (b'{"model": null}', "model", "must be the name"),
-        (b'{"model": 1}', "model", "must be the name"),
-        (b'{"model": ["a/b"]}', "model", "must be the name"),
-        (b'{"name": "nexa/demo-GGUF"}', "model", "must be the name"),
+        (b"{}", "model", "is required"),
+        (b'{"model": ""}', "model", "must not be empty"),
+        (b'{"model": null}', "model", "is required"),
+        (b'{"model": 1}', "model", "must be a text"),
+        (b'{"model": ["a/b"]}', "model", "must be a text"),
+        (b'{"name": "nexa/demo-GGUF"}', "model", "is required"),
     ],
 )
 def test_a_body_that_names_no_model(shared: LiveServer, body: bytes, param: str | None, words: str) -> None:

@@ -1,16 +1,21 @@
 """Whatever a client sends becomes a sentence, or what everything further down can rely on."""
 
+import json
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import httpx
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nexa_runtime.chat.template import CHATML, ChatTemplate
 from nexa_runtime.errors import RequestError
 from nexa_runtime.llama import SAMPLER_NAMES, SamplingParams
-from nexa_runtime.server.protocol.parameters import CHAT
+from nexa_runtime.server.protocol.parameters import CHAT, Support
 from nexa_runtime.server.protocol.sampling import SamplingFields
 from tests.server.bodies import chat
+from tests.support import LiveServer, wait_until
 
 values = st.recursive(
     st.one_of(
@@ -103,3 +108,154 @@ def test_any_chat_is_refused_in_a_sentence_or_can_be_relied_on(body: dict[str, A
         assert len({tool.name for tool in conversation.tools}) == len(conversation.tools)
         assert conversation.tools or not conversation.tool_choice.is_forced
     assert is_a_sentence
+
+
+# The same over a socket: bodies that are good, with some of their values replaced by what is not.
+
+Path = tuple[str | int, ...]
+
+HI_THERE = {"role": "user", "content": "Hi"}
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+FUNCTION = {"name": "f", "description": "Does it", "parameters": SCHEMA, "strict": False}
+CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
+TALK = [
+    {"role": "system", "content": [{"type": "text", "text": "Be brief."}], "name": "s"},
+    {"role": "user", "content": "Hi"},
+    {
+        "role": "assistant",
+        "content": None,
+        "refusal": "No",
+        "reasoning_content": "Hm",
+        "reasoning": "Hm",
+        "tool_calls": [CALL],
+    },
+    {"role": "tool", "tool_call_id": "c", "content": "1"},
+    HI_THERE,
+]
+SAMPLED: dict[str, Any] = {
+    "temperature": 0.5, "top_p": 0.9, "top_k": 40, "min_p": 0.05, "typical_p": 0.9, "top_n_sigma": 1.0,
+    "xtc_probability": 0.1, "xtc_threshold": 0.1, "dynatemp_range": 0.1, "dynatemp_exponent": 1.0,
+    "dry_multiplier": 0.8, "dry_base": 1.75, "dry_allowed_length": 2, "dry_penalty_last_n": 64,
+    "dry_sequence_breakers": ["\n"], "mirostat": 0, "mirostat_tau": 5.0, "mirostat_eta": 0.1,
+    "repeat_penalty": 1.1, "repeat_last_n": 64, "presence_penalty": 0.1, "frequency_penalty": 0.1,
+    "logit_bias": {"5": 1.0}, "min_tokens": 1, "samplers": ["top_k", "temperature"], "seed": 1,
+}  # fmt: skip
+FORM = {
+    "type": "json_schema",
+    "json_schema": {"name": "n", "description": "d", "schema": SCHEMA, "strict": True},
+}
+GOOD: list[dict[str, Any]] = [
+    {
+        "messages": TALK,
+        "tools": [{"type": "function", "function": FUNCTION}],
+        "tool_choice": {"type": "function", "function": {"name": "f"}},
+        "parallel_tool_calls": True,
+        "reasoning_effort": "low",
+        "reasoning_budget_tokens": 2,
+        "thinking_budget_tokens": 2,
+        "chat_template_kwargs": {"enable_thinking": True, "date_string": "today"},
+    },
+    {
+        "messages": [HI_THERE],
+        **SAMPLED,
+        "model": "demo",
+        "n": 2,
+        "max_tokens": 4,
+        "max_completion_tokens": 4,
+        "stop": ["x"],
+        "stop_token_ids": [7],
+        "ignore_eos": True,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "timings": True,
+        "return_tokens_as_token_ids": True,
+        "logprobs": True,
+        "top_logprobs": 2,
+    },
+    {
+        "messages": [HI_THERE, {"role": "assistant", "content": "Hel"}],
+        "continue_final_message": True,
+        "add_generation_prompt": False,
+        **dict.fromkeys([name for name, support in CHAT.items() if support is not Support.HONOURED]),
+    },
+    {"messages": [HI_THERE], "response_format": FORM},
+    {"messages": [HI_THERE], "response_format": {"type": "json_object", "schema": SCHEMA}},
+    {"messages": [HI_THERE], "json_schema": SCHEMA},
+    {"messages": [HI_THERE], "grammar": 'start: "a" | "b"'},
+    {"messages": [HI_THERE], "regex": "[ab]+"},
+    {"messages": [HI_THERE], "guided_choice": ["a", "b"]},
+]
+EXTREMES = [
+    "null", "true", "0", "-1", "1.5", "1e308", "1e999", "-1e-999", str(10**40), str(-(2**63)), str(2**64),
+    "NaN", "-Infinity", '"NaN"', '""', '"\\ud800"', '"\\u0000"', '"' + "é" * 70_000 + '"', "[]", "{}",
+    "[null]", "[[]]", "[{}]", '{"": null}', "[" * 500 + "]" * 500, '{"a":' * 500 + "1" + "}" * 500,
+    "[" * 5000 + "]" * 5000, f"[{','.join(['0'] * 40_000)}]", f"[{','.join(['{}'] * 3000)}]",
+]  # fmt: skip
+"""JSON, or nearly so, in place of a value."""
+
+
+def places(value: object, path: Path = ()) -> Iterator[Path]:
+    """Where the values of a body are, outer ones too."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, one in inner:
+        yield (*path, key)
+        yield from places(one, (*path, key))
+
+
+def changed(value: object, changes: Mapping[Path, str], path: Path = ()) -> str:
+    """The JSON of a body, with other JSON at some places."""
+    if path in changes:
+        return changes[path]
+    if isinstance(value, dict):
+        fields = (f"{json.dumps(key)}:{changed(one, changes, (*path, key))}" for key, one in value.items())
+        return f"{{{','.join(fields)}}}"
+    if isinstance(value, list):
+        items = (changed(one, changes, (*path, index)) for index, one in enumerate(value))
+        return f"[{','.join(items)}]"
+    return json.dumps(value)
+
+
+def test_the_good_bodies_have_every_field() -> None:
+    assert {name for body in GOOD for name in body} == set(CHAT)
+
+
+@pytest.mark.parametrize("body", GOOD)
+def test_the_good_bodies_are_good(bounded: LiveServer, body: dict[str, Any]) -> None:
+    assert bounded.http.post("/v1/chat/completions", json=body).status_code == 200
+
+
+@pytest.mark.parametrize("body", GOOD)
+def test_no_value_anywhere_in_a_chat_breaks_the_server(bounded: LiveServer, body: dict[str, Any]) -> None:
+    where = list(places(body))
+    changes = st.dictionaries(st.sampled_from(where), st.sampled_from(EXTREMES), min_size=1, max_size=3)
+
+    @settings(max_examples=3 * len(where), deadline=None, suppress_health_check=list(HealthCheck))
+    @given(changes=changes)
+    def ask(changes: dict[Path, str]) -> None:
+        response = bounded.http.post("/v1/chat/completions", content=changed(body, changes).encode())
+        if response.status_code == 200:
+            assert "internal_error" not in response.text
+        else:
+            assert_refused(response)
+
+    ask()
+    assert bounded.chat("Hi").status_code == 200
+    assert wait_until(bounded.is_idle)
+    assert bounded.has_clean_books()
+
+
+def assert_refused(response: httpx.Response) -> None:
+    """In one sentence, in the one shape, and as the client's fault."""
+    assert 400 <= response.status_code < 500
+    assert response.headers["content-type"] == "application/json"
+    ((name, error),) = response.json().items()
+    assert (name, set(error)) == ("error", {"message", "type", "param", "code"})
+    assert error["type"] == "invalid_request_error"
+    assert error["code"] in (
+        "invalid_request",
+        "unsupported_parameter",
+        "model_not_found",
+        "context_length_exceeded",
+    )
+    assert error["message"].endswith(".")
+    assert isinstance(error["param"], str | None)

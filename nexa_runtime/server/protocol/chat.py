@@ -10,10 +10,16 @@ from pydantic import Field, field_validator
 
 from nexa_runtime.chat.messages import Conversation, Message, Role
 from nexa_runtime.errors import InvalidRequestError
-from nexa_runtime.server.protocol.common import MAX_LOGPROBS, CommonRequest
+from nexa_runtime.server.protocol.common import MAX_LOGPROBS, NOT_ZERO, CommonRequest
 from nexa_runtime.server.protocol.messages import MessageWire, read_message
-from nexa_runtime.server.protocol.template_options import read_template_options
-from nexa_runtime.server.protocol.tools import MAX_TOOLS, ToolWire, read_tool_choice, read_tools
+from nexa_runtime.server.protocol.template_options import OPTIONS_SCHEMA, read_template_options
+from nexa_runtime.server.protocol.tools import (
+    MAX_TOOLS,
+    TOOL_CHOICE_SCHEMA,
+    ToolWire,
+    read_tool_choice,
+    read_tools,
+)
 from nexa_runtime.server.protocol.wire import at_most
 from nexa_runtime.serving.generation_service import GenerationOptions
 
@@ -24,16 +30,16 @@ class ChatRequest(CommonRequest):
     """A body of ``/v1/chat/completions``, null fields left out. Budgets of -1: none."""
 
     messages: Annotated[list[MessageWire], at_most(MAX_MESSAGES), Field(min_length=1)]
-    max_completion_tokens: int | None = Field(None, ge=-1, le=2**31)
+    max_completion_tokens: int | None = Field(None, ge=-1, le=2**31, json_schema_extra=NOT_ZERO)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     tools: Annotated[list[ToolWire] | None, at_most(MAX_TOOLS)] = None
-    tool_choice: Any = None
+    tool_choice: Any = Field(None, json_schema_extra=TOOL_CHOICE_SCHEMA)
     parallel_tool_calls: bool | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
     reasoning_budget_tokens: int | None = Field(None, ge=-1, le=2**20)
     thinking_budget_tokens: int | None = Field(None, ge=-1, le=2**20)
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: dict[str, Any] | None = Field(None, json_schema_extra=OPTIONS_SCHEMA)
     continue_final_message: bool | None = None
     add_generation_prompt: bool | None = None
 

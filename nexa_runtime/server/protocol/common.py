@@ -6,7 +6,8 @@ Owns the shared fields, their ranges and caps, and what of them becomes ``Genera
 
 from typing import Annotated
 
-from pydantic import Field, field_validator
+from pydantic import Field, WithJsonSchema, field_validator
+from pydantic.config import JsonDict
 
 from nexa_runtime.chat.messages import Tool, ToolChoice, ToolMode
 from nexa_runtime.errors import InvalidRequestError
@@ -22,6 +23,9 @@ MAX_STOP_TOKENS = 64
 MAX_CHOICES = 16
 MAX_LOGPROBS = 20
 
+NOT_ZERO: JsonDict = {"description": "At least 1, or -1: no cap.", "not": {"const": 0}}
+
+Stop = Annotated[str, WithJsonSchema({"type": "string", "maxLength": MAX_STOP_BYTES})]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 
 
@@ -42,9 +46,9 @@ class CommonRequest(SamplingFields, ConstraintFields):
     """Fields of both ``/v1/chat/completions`` and ``/v1/completions``. ``max_tokens`` -1: no cap."""
 
     model: str | None = Field(None, max_length=512)
-    max_tokens: int | None = Field(None, ge=-1, le=2**31)
+    max_tokens: int | None = Field(None, ge=-1, le=2**31, json_schema_extra=NOT_ZERO)
     n: int | None = Field(None, ge=1, le=MAX_CHOICES)
-    stop: Annotated[str | list[str] | None, at_most(MAX_STOPS)] = None
+    stop: Annotated[Stop | list[Stop] | None, at_most(MAX_STOPS)] = None
     stop_token_ids: Annotated[list[TokenId] | None, at_most(MAX_STOP_TOKENS)] = None
     ignore_eos: bool | None = None
     stream: bool | None = None

@@ -5,15 +5,22 @@ the answer. Source: OpenAI's legacy completions API.
 """
 
 from dataclasses import replace
+from typing import cast
 
 from pydantic import Field, field_validator
+from pydantic.config import JsonDict, JsonValue
 
 from nexa_runtime.errors import InvalidRequestError, UnsupportedParameterError
 from nexa_runtime.server.protocol.common import MAX_CHOICES, MAX_LOGPROBS, CommonRequest
-from nexa_runtime.server.protocol.wire import check_texts_or_tokens
+from nexa_runtime.server.protocol.wire import check_texts_or_tokens, texts_or_tokens_schema
 from nexa_runtime.serving.generation_service import GenerationOptions
 
 MAX_PROMPTS = 64
+
+
+def _or_false(schema: JsonDict) -> None:
+    """``logprobs`` may be false."""
+    schema["anyOf"] = [*cast(list[JsonValue], schema["anyOf"]), {"const": False}]
 
 
 class CompletionRequest(CommonRequest):
@@ -21,11 +28,11 @@ class CompletionRequest(CommonRequest):
     ids. ``logprobs``: of how many tokens beside the chosen one.
     """
 
-    prompt: list[str | list[int]]
+    prompt: list[str | list[int]] = Field(json_schema_extra=texts_or_tokens_schema(MAX_PROMPTS))
     best_of: int | None = Field(None, ge=1, le=MAX_CHOICES)
     echo: bool | None = None
     suffix: str | None = None
-    logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+    logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS, json_schema_extra=_or_false)
 
     @field_validator("prompt", mode="plain")
     @classmethod

@@ -7,7 +7,7 @@ a grammar; ``common`` is built on it. Sources: OpenAI's structured outputs, llam
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, WithJsonSchema
 
 from nexa_runtime.chat.grammar import GrammarKind, GrammarSource
 from nexa_runtime.errors import InvalidRequestError
@@ -15,6 +15,9 @@ from nexa_runtime.server.protocol.wire import WireModel, at_most, check_bytes, j
 
 MAX_GRAMMAR_BYTES = 128 * 1024
 MAX_CHOICES = 256
+
+
+NonEmpty = Annotated[str, WithJsonSchema({"type": "string", "minLength": 1})]
 
 
 class JsonSchemaFormat(WireModel):
@@ -40,7 +43,7 @@ class ConstraintFields(WireModel):
     response_format: ResponseFormat | None = None
     grammar: str | None = None
     regex: str | None = Field(None, min_length=1)
-    guided_choice: Annotated[list[str] | None, at_most(MAX_CHOICES), Field(min_length=1)] = None
+    guided_choice: Annotated[list[NonEmpty] | None, at_most(MAX_CHOICES), Field(min_length=1)] = None
     json_schema: dict[str, Any] | None = None
 
     def constraint(self) -> GrammarSource | None:

@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from nexa_runtime.server.protocol.wire import WireModel, check_texts_or_tokens
+from nexa_runtime.server.protocol.wire import WireModel, check_texts_or_tokens, texts_or_tokens_schema
 from nexa_runtime.serving.embedding import Embeddings
 
 MAX_INPUTS = 2048
@@ -18,7 +18,7 @@ MAX_INPUTS = 2048
 class EmbeddingRequest(WireModel):
     """A body of ``/v1/embeddings``, null fields left out. ``input``: an entry per vector."""
 
-    input: list[str | list[int]]
+    input: list[str | list[int]] = Field(json_schema_extra=texts_or_tokens_schema(MAX_INPUTS))
     model: str | None = Field(None, max_length=512)
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = Field(None, ge=1, le=2**20)

@@ -6,6 +6,8 @@ renders; ``chat`` calls it. Source: OpenAI's chat completions; ``reasoning_conte
 
 from typing import Annotated, Literal
 
+from pydantic import Field
+
 from nexa_runtime.chat.messages import Message, Role, ToolCall
 from nexa_runtime.errors import InvalidRequestError, UnsupportedParameterError
 from nexa_runtime.server.protocol.wire import WireModel, at_most
@@ -26,13 +28,13 @@ class ToolCallWire(WireModel):
 
     id: str
     function: FunctionCallWire
-    type: str | None = None
+    type: str | None = Field(None, json_schema_extra={"enum": ["function", None]})
 
 
 class ContentPart(WireModel):
     """A part of a message; ``text`` and ``refusal`` are understood."""
 
-    type: str
+    type: str = Field(json_schema_extra={"enum": ["text", "refusal"]})
     text: str | None = None
     refusal: str | None = None
 

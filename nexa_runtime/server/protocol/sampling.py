@@ -6,7 +6,7 @@ built on it. Sources: OpenAI's API, llama-server and vLLM for what OpenAI does n
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, WithJsonSchema, field_validator
 
 from nexa_runtime.llama import SAMPLER_NAMES, canonical_samplers
 from nexa_runtime.server.protocol.wire import WireModel, at_most
@@ -24,7 +24,21 @@ _SAME_NAMES = (
 )  # fmt: skip
 """Fields that ``SamplingParams`` calls as the wire does."""
 
+Breaker = Annotated[
+    str, WithJsonSchema({"type": "string", "pattern": "^[^\\x00]+$", "maxLength": MAX_BREAKER_BYTES})
+]
+SamplerName = Annotated[str, WithJsonSchema({"enum": list(SAMPLER_NAMES)})]
 Bias = Annotated[float, Field(ge=-100, le=100)]
+LogitBias = Annotated[
+    dict[str, Bias],
+    WithJsonSchema(
+        {
+            "type": "object",
+            "propertyNames": {"pattern": "^[0-9]{1,9}$"},
+            "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
+        }
+    ),
+]
 
 
 class SamplingFields(WireModel):
@@ -44,7 +58,7 @@ class SamplingFields(WireModel):
     dry_base: float | None = Field(None, ge=1, le=100)
     dry_allowed_length: int | None = Field(None, ge=0, le=4096)
     dry_penalty_last_n: int | None = Field(None, ge=-1, le=MAX_LAST_N)
-    dry_sequence_breakers: Annotated[list[str] | None, at_most(MAX_BREAKERS)] = None
+    dry_sequence_breakers: Annotated[list[Breaker] | None, at_most(MAX_BREAKERS)] = None
     mirostat: Literal[0, 1, 2] | None = None
     mirostat_tau: float | None = Field(None, ge=0, le=20)
     mirostat_eta: float | None = Field(None, ge=0, le=1)
@@ -52,9 +66,9 @@ class SamplingFields(WireModel):
     repeat_last_n: int | None = Field(None, ge=-1, le=MAX_LAST_N)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    logit_bias: Annotated[dict[str, Bias] | None, at_most(MAX_LOGIT_BIAS)] = None
+    logit_bias: Annotated[LogitBias | None, at_most(MAX_LOGIT_BIAS)] = None
     min_tokens: int | None = Field(None, ge=0, le=2**20)
-    samplers: Annotated[list[str] | None, at_most(len(SAMPLER_NAMES))] = None
+    samplers: Annotated[list[SamplerName] | None, at_most(len(SAMPLER_NAMES))] = None
     seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
 
     @field_validator("logit_bias")

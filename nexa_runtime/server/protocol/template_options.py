@@ -7,6 +7,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic.config import JsonDict
+
 from nexa_runtime.errors import InvalidRequestError
 
 MAX_TEXT_LENGTH = 200
@@ -15,6 +17,21 @@ ALLOWED = (
     "preserve_thinking", "clear_thinking", "keep_past_thinking", "date_string",
 )  # fmt: skip
 """Variables that well-known templates read and that say nothing of roles, tools or control tokens."""
+
+OPTIONS_SCHEMA: JsonDict = {
+    "anyOf": [
+        {
+            "type": "object",
+            "properties": {
+                name: {"type": ["string", "boolean", "number", "null"], "maxLength": MAX_TEXT_LENGTH}
+                for name in ALLOWED
+            },
+            "additionalProperties": False,
+        },
+        {"type": "null"},
+    ]
+}
+"""What ``read_template_options`` takes, as JSON Schema."""
 
 _FIELD = "chat_template_kwargs"
 

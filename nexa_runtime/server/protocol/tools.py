@@ -9,7 +9,8 @@ import re
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, ConfigDict, Field
+from pydantic.config import JsonDict
 
 from nexa_runtime.chat.messages import Tool, ToolChoice, ToolMode
 from nexa_runtime.errors import InvalidRequestError, UnsupportedParameterError
@@ -22,6 +23,26 @@ _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 _MODES = {"auto": ToolMode.AUTO, "none": ToolMode.NONE, "required": ToolMode.REQUIRED}
 
 
+TOOL_CHOICE_SCHEMA: JsonDict = {
+    "anyOf": [
+        {"enum": ["auto", "none", "required", None]},
+        {
+            "type": "object",
+            "properties": {
+                "type": {"const": "function"},
+                "function": {
+                    "type": "object",
+                    "properties": {"name": {"type": "string"}},
+                    "required": ["name"],
+                },
+            },
+            "required": ["type", "function"],
+        },
+    ]
+}
+"""What ``read_tool_choice`` takes, as JSON Schema."""
+
+
 def _check_name(value: str) -> str:
     if not _NAME.fullmatch(value):
         raise ValueError("must be 1 to 64 letters, digits, underscores and dashes")
@@ -31,7 +52,9 @@ def _check_name(value: str) -> str:
 class FunctionWire(WireModel):
     """A function that may be called."""
 
-    name: Annotated[str, AfterValidator(_check_name)]
+    name: Annotated[str, AfterValidator(_check_name)] = Field(
+        json_schema_extra={"pattern": f"^{_NAME.pattern}$"}
+    )
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
@@ -40,7 +63,9 @@ class FunctionWire(WireModel):
 class ToolWire(WireModel):
     """A tool; only functions are understood."""
 
-    type: str
+    model_config = ConfigDict(json_schema_extra={"required": ["type", "function"]})
+
+    type: str = Field(json_schema_extra={"const": "function"})
     function: FunctionWire | None = None
 
 

@@ -5,10 +5,14 @@ endpoint; all of ``protocol`` builds on it.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TypeVar, cast
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
 
 import orjson
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError
+from pydantic.config import JsonDict
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, core_schema
 
 from nexa_runtime.chat.schema import MAX_DEPTH
 from nexa_runtime.errors import InvalidRequestError
@@ -36,15 +40,36 @@ class WireModel(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False, frozen=True)
 
 
-def at_most(max_items: int) -> BeforeValidator:
-    """Refuse a longer list or object before its items are looked at, each of which could add an error."""
+@dataclass(frozen=True, slots=True)
+class AtMost:
+    """What ``at_most`` annotates with: a check in front of all others, and what JSON Schema calls it."""
 
-    def check(value: object) -> object:
-        if isinstance(value, (list, dict)) and len(value) > max_items:
-            raise ValueError(f"must have at most {max_items} entries")
+    max_items: int
+
+    def check(self, value: object) -> object:
+        """The value itself; raises ValueError when it is too long."""
+        if isinstance(value, (list, dict)) and len(value) > self.max_items:
+            raise ValueError(f"must have at most {self.max_items} entries")
         return value
 
-    return BeforeValidator(check)
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_before_validator_function(self.check, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        described = handler(schema)
+        for branch in described.get("anyOf", [described]):
+            if branch.get("type") == "array":
+                branch["maxItems"] = self.max_items
+            elif branch.get("type") == "object":
+                branch["maxProperties"] = self.max_items
+        return described
+
+
+def at_most(max_items: int) -> AtMost:
+    """Refuse a longer list or object before its items are looked at, each of which could add an error."""
+    return AtMost(max_items)
 
 
 def parse(cls: type[RequestT], fields: Mapping[str, object]) -> RequestT:
@@ -90,6 +115,15 @@ def check_texts_or_tokens(value: object, max_items: int) -> list[str | list[int]
     if kinds == {list}:
         return [_token_ids(item, shape) for item in value]
     raise ValueError(shape)
+
+
+def texts_or_tokens_schema(max_items: int) -> JsonDict:
+    """What ``check_texts_or_tokens`` takes, as JSON Schema."""
+    token: JsonDict = {"type": "integer", "minimum": 0, "exclusiveMaximum": 2**31}
+    tokens: JsonDict = {"type": "array", "items": token, "minItems": 1, "maxItems": MAX_TOKEN_IDS}
+    texts: JsonDict = {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": max_items}
+    lists: JsonDict = {"type": "array", "items": tokens, "minItems": 1, "maxItems": max_items}
+    return {"anyOf": [{"type": "string"}, texts, tokens, lists]}
 
 
 def _token_ids(value: list[object], shape: str) -> list[int]:

@@ -8,11 +8,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from nexa_runtime.engine.scheduler import TenantCounts
-from nexa_runtime.errors import InvalidRequestError, NexaError, TenantUnknownError
+from nexa_runtime.errors import NexaError, TenantUnknownError
 from nexa_runtime.server.body import read_json_object
 from nexa_runtime.server.errors import error_body, json_response
 from nexa_runtime.server.frames import DONE, frame
 from nexa_runtime.server.ignored import ignored_header
+from nexa_runtime.server.protocol import pulls
+from nexa_runtime.server.protocol.parameters import split_fields
+from nexa_runtime.server.protocol.wire import parse
 from nexa_runtime.server.services import Services, services
 from nexa_runtime.server.stream import KEEP_ALIVE_S, SEND_TIMEOUT_S, WITHHOLD_S
 from nexa_runtime.serving.pool import ModelPool
@@ -45,11 +48,10 @@ async def pull_model(request: Request) -> Response:
     """
     services(request).gate.check_admin(request)
     body = await read_json_object(request, services(request).settings)
-    name = body.pop("model", None)
-    if not isinstance(name, str) or not name:
-        raise InvalidRequestError("model must be the name of a model.", param="model")
-    headers = ignored_header([field for field, value in body.items() if value is not None])
-    running = services(request).puller.start(name)
+    fields, unknown = split_fields(body, pulls.FIELDS)
+    wire = parse(pulls.PullRequest, fields)
+    headers = ignored_header(unknown)
+    running = services(request).puller.start(wire.model)
     await running.wait_begun(WITHHOLD_S)
     frames = _pull_frames(running)
     return EventSourceResponse(

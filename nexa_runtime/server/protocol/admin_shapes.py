@@ -1,0 +1,88 @@
+"""The shapes of answers to the owner of the box, for the API's document.
+
+Owns a type per body of ``/admin``, ``/health`` and ``/readyz``; ``endpoints`` names them, a test holds real
+answers to them. It never makes an answer.
+"""
+
+from typing import Literal, NotRequired
+
+from typing_extensions import TypedDict
+
+from nexa_runtime.engine.scheduler import SchedulerStats
+from nexa_runtime.store.pull import PullEvent
+from nexa_runtime.tenancy.admission import TenantUsage
+
+__all__ = ["Health", "ModelStates", "PullEvent", "Readiness", "TenantConfig", "TenantList"]
+
+
+class Health(TypedDict):
+    """The process answers."""
+
+    status: Literal["ok"]
+
+
+class Readiness(TypedDict):
+    """Whether requests are taken; the last three are there once the default model is loaded."""
+
+    status: Literal["ready", "not ready"]
+    reason: str | None
+    model: str
+    open_requests: int
+    slots: NotRequired[int]
+    kv_cells: NotRequired[int]
+    engine: NotRequired[SchedulerStats]
+
+
+class ModelState(TypedDict):
+    """A model of the store, or one that is still loaded. ``id``: of its record in the store."""
+
+    name: str
+    names: list[str]
+    id: str | None
+    state: Literal["loaded", "draining", "loading", "failed", "stored"]
+    size_bytes: int
+    memory_bytes: int
+    kv_cells: int
+    load_s: float | None
+    leases: int
+    is_default: bool
+    failure: str | None
+
+
+class ModelStates(TypedDict):
+    """All models, and the memory for them."""
+
+    budget_bytes: int
+    used_bytes: int
+    models: list[ModelState]
+
+
+class TenantState(TypedDict):
+    """What one tenant runs, holds and has used since the start."""
+
+    tenant_id: str
+    source: str | None
+    version: str | None
+    running: int
+    queued: int
+    resident_cells: int
+    virtual_time: float
+    usage: TenantUsage
+
+
+class TenantList(TypedDict):
+    """Every tenant that is known here."""
+
+    tenants: list[TenantState]
+
+
+class TenantConfig(TypedDict):
+    """The limits in force for one tenant, a value per secret key; of keys only how many there are."""
+
+    tenant_id: str
+    source: str
+    version: str
+    age_s: float | None
+    limits: dict[str, object]
+    problems: list[str]
+    unknown_keys: list[str]

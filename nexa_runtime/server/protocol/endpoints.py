@@ -1,0 +1,149 @@
+"""Every endpoint of the server, in one table: what it takes, what it answers, with which statuses it refuses.
+
+Owns what the API's document (``server/openapi``), its pages and the README's table of parameters are made of.
+It routes nothing; a test holds it to the routes of ``server/app``. A new endpoint is one more entry.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+from nexa_runtime.server.protocol import admin_shapes, pulls, shapes
+from nexa_runtime.server.protocol.chat import ChatRequest
+from nexa_runtime.server.protocol.completions import CompletionRequest
+from nexa_runtime.server.protocol.embeddings import EmbeddingRequest
+from nexa_runtime.server.protocol.parameters import CHAT, COMPLETION, EMBEDDING, Support
+from nexa_runtime.server.protocol.pulls import PullRequest
+from nexa_runtime.server.protocol.wire import WireModel
+
+EVENTS = "text/event-stream"
+HTML = "text/html"
+
+_MODEL = (404, 503)
+"""The model that a request names is not there, is on its way, or does not fit."""
+_WORK = (404, 429, 503, 504)
+"""What a model is to compute meets the limits of the tenant and of the box, too."""
+_BODY = (400, 408, 413)
+"""Whatever reads a body refuses some."""
+
+
+class Access(Enum):
+    """Who may ask. OPEN: everyone, of a server without keys; with keys the endpoint is not there."""
+
+    TENANT = "tenant"
+    ADMIN = "admin"
+    PUBLIC = "public"
+    OPEN = "open"
+
+
+_REFUSED: Mapping[Access, tuple[int, ...]] = {
+    Access.TENANT: (400, 401, 403, 500, 503),
+    Access.ADMIN: (401, 403, 500),
+    Access.PUBLIC: (500,),
+    Access.OPEN: (403, 500),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One method of one path.
+
+    ``answer``: a type that pydantic can describe; ``status`` is its status. ``event``: a type for each event
+    of a stream, and ``stream_type`` how they are sent. ``refusals``: statuses of errors, besides those that
+    follow from ``access`` and from there being a request. ``others``: of answers that are no errors.
+    ``fields``: what becomes of each field of the body. ``example``: a body.
+    """
+
+    method: str
+    path: str
+    summary: str
+    access: Access
+    answer: object | None = None
+    answer_type: str = "application/json"
+    event: object | None = None
+    stream_type: str = EVENTS
+    request: type[WireModel] | None = None
+    fields: Mapping[str, Support] = field(default_factory=dict)
+    example: Mapping[str, object] = field(default_factory=dict)
+    refusals: tuple[int, ...] = ()
+    others: Mapping[int, object] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """A name for programs, such as ``post_v1_chat_completions``."""
+        parts = self.path.translate(str.maketrans("/-.", "___", "{}")).strip("_")
+        return f"{self.method.lower()}_{parts}"
+
+    @property
+    def statuses(self) -> list[int]:
+        """Of all errors that it may answer, but for those of any path (405)."""
+        asked = _BODY if self.request is not None else ()
+        return sorted({*self.refusals, *_REFUSED[self.access], *asked} - {*self.others})
+
+    def of(self, support: Support) -> list[str]:
+        """The fields of the body with this support."""
+        return [name for name, is_so in self.fields.items() if is_so is support]
+
+
+ENDPOINTS = (
+    Endpoint(
+        "POST", "/v1/chat/completions", "Answer a chat, streamed or not", Access.TENANT,
+        request=ChatRequest, fields=CHAT, answer=shapes.ChatCompletion, event=shapes.ChatChunk,
+        refusals=_WORK,
+        example={"messages": [{"role": "user", "content": "What is the capital of France?"}], "stream": True},
+    ),
+    Endpoint(
+        "POST", "/v1/completions", "Continue one prompt or several, streamed or not", Access.TENANT,
+        request=CompletionRequest, fields=COMPLETION, answer=shapes.TextCompletion, event=shapes.TextChunk,
+        refusals=_WORK, example={"prompt": "Once upon a time", "max_tokens": 32},
+    ),
+    Endpoint(
+        "POST", "/v1/embeddings", "Turn texts into vectors", Access.TENANT,
+        request=EmbeddingRequest, fields=EMBEDDING, answer=shapes.EmbeddingList, refusals=_WORK,
+        example={"input": ["Hello", "Hola"]},
+    ),
+    Endpoint(
+        "GET", "/v1/models", "List the names that are served", Access.TENANT, answer=shapes.ServedModelList
+    ),
+    Endpoint(
+        "GET", "/v1/models/{name}", "Look at one of these names", Access.TENANT,
+        answer=shapes.ServedModel, refusals=(404,),
+    ),
+    Endpoint("GET", "/health", "Whether the process answers", Access.PUBLIC, answer=admin_shapes.Health),
+    Endpoint(
+        "GET", "/readyz", "Whether requests are taken, and what the engine holds", Access.PUBLIC,
+        answer=admin_shapes.Readiness, others={503: admin_shapes.Readiness},
+    ),
+    Endpoint(
+        "GET", "/admin/models", "Every model of the store and every loaded one", Access.ADMIN,
+        answer=admin_shapes.ModelStates,
+    ),
+    Endpoint(
+        "POST", "/admin/models/pull", "Bring a model into the store", Access.ADMIN,
+        request=PullRequest, fields=pulls.FIELDS, event=admin_shapes.PullEvent,
+        refusals=(403, 404, 502, 503, 507), example={"model": "llama-3-8b-instruct"},
+    ),
+    Endpoint(
+        "POST", "/admin/models/{name}/load", "Load a model now", Access.ADMIN,
+        answer=admin_shapes.ModelStates, refusals=_MODEL,
+    ),
+    Endpoint(
+        "POST", "/admin/models/{name}/unload", "Free a model, unless it is used", Access.ADMIN,
+        answer=admin_shapes.ModelStates, refusals=(404, 409),
+    ),
+    Endpoint(
+        "GET", "/admin/tenants", "What each tenant runs, holds and has used", Access.ADMIN,
+        answer=admin_shapes.TenantList,
+    ),
+    Endpoint(
+        "GET", "/admin/tenants/{tenant_id}/config", "A tenant's limits in force", Access.ADMIN,
+        answer=admin_shapes.TenantConfig, refusals=(400, 404, 503),
+    ),
+    Endpoint(
+        "POST", "/admin/tenants/{tenant_id}/refresh", "The same, after asking their source anew",
+        Access.ADMIN, answer=admin_shapes.TenantConfig, refusals=(400, 404, 503),
+    ),
+    Endpoint("GET", "/openapi.json", "This document", Access.OPEN, answer=dict[str, object]),
+    Endpoint("GET", "/docs", "A page to read and try the API", Access.OPEN, answer=str, answer_type=HTML),
+    Endpoint("GET", "/redoc", "A page to read the API", Access.OPEN, answer=str, answer_type=HTML),
+)  # fmt: skip
