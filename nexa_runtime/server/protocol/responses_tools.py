@@ -8,11 +8,25 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Tag
+from pydantic.config import JsonDict
+from pydantic.json_schema import SkipJsonSchema
 
 from nexa_runtime.chat.messages import Tool, ToolChoice, ToolMode
 from nexa_runtime.errors import InvalidRequestError, UnsupportedParameterError
 from nexa_runtime.server.protocol.tools import FunctionWire, checked_tools, make_tool, read_tool_choice
 from nexa_runtime.server.protocol.wire import WireModel
+
+FLAT_CHOICE_SCHEMA: JsonDict = {
+    "anyOf": [
+        {"enum": ["auto", "none", "required", None]},
+        {
+            "type": "object",
+            "properties": {"type": {"const": "function"}, "name": {"type": "string"}},
+            "required": ["type", "name"],
+        },
+    ]
+}
+"""What ``read_flat_choice`` takes, as JSON Schema."""
 
 
 class FunctionTool(FunctionWire):
@@ -33,7 +47,8 @@ def _kind(value: object) -> str:
 
 
 ResponsesTool = Annotated[
-    Annotated[FunctionTool, Tag("function")] | Annotated[OtherTool, Tag("other")], Discriminator(_kind)
+    Annotated[FunctionTool, Tag("function")] | Annotated[SkipJsonSchema[OtherTool], Tag("other")],
+    Discriminator(_kind),
 ]
 
 

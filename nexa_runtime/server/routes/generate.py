@@ -19,8 +19,7 @@ from nexa_runtime.server.protocol.common import CommonRequest
 from nexa_runtime.server.protocol.completion_writer import CompletionWriter
 from nexa_runtime.server.protocol.completions import CompletionRequest
 from nexa_runtime.server.protocol.logprobs import TokenTexts
-from nexa_runtime.server.protocol.parameters import CHAT, COMPLETION, split_fields
-from nexa_runtime.server.protocol.wire import parse, unknown_fields
+from nexa_runtime.server.protocol.parameters import CHAT, COMPLETION, read_fields
 from nexa_runtime.server.services import is_patient, services, tenant_and_body
 from nexa_runtime.server.stream import Writer, respond, stream, while_connected
 from nexa_runtime.serving.generation import Generation
@@ -29,8 +28,7 @@ from nexa_runtime.serving.generation import Generation
 async def chat_completions(request: Request) -> Response:
     """OpenAI's chat completions."""
     tenant, body = await tenant_and_body(request)
-    fields, unknown = split_fields(body, CHAT)
-    wire = parse(ChatRequest, fields)
+    wire, ignored = read_fields(ChatRequest, body, CHAT)
     conversation = wire.to_conversation()
     opening = services(request).generation.open_chat(
         tenant, conversation, wire.to_options(), is_patient=is_patient(request)
@@ -44,14 +42,13 @@ async def chat_completions(request: Request) -> Response:
         is_named=conversation.tool_choice.mode is ToolMode.NAMED,
         wants_usage=wire.wants_usage,
     )
-    return await answer(request, wire, generation, writer, [*unknown, *unknown_fields(wire)])
+    return await answer(request, wire, generation, writer, ignored)
 
 
 async def completions(request: Request) -> Response:
     """OpenAI's legacy completions."""
     tenant, body = await tenant_and_body(request)
-    fields, unknown = split_fields(body, COMPLETION)
-    wire = parse(CompletionRequest, fields)
+    wire, ignored = read_fields(CompletionRequest, body, COMPLETION)
     opening = services(request).generation.open_completion(
         tenant, wire.prompt, wire.to_options(), is_patient=is_patient(request)
     )
@@ -63,7 +60,7 @@ async def completions(request: Request) -> Response:
         token_texts(wire, generation),
         wants_usage=wire.wants_usage,
     )
-    return await answer(request, wire, generation, writer, [*unknown, *unknown_fields(wire)])
+    return await answer(request, wire, generation, writer, ignored)
 
 
 def answer_headers(generation: Generation, ignored: list[str], cap: str = "max_tokens") -> dict[str, str]:
