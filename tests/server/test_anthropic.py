@@ -443,8 +443,10 @@ def test_a_stream_that_fails_before_its_first_token_is_a_real_status(
 def test_a_stream_that_fails_later_ends_with_an_error(
     client: Any, server: LiveServer, break_engine: Callable[[], None]
 ) -> None:
-    message = {"role": "user", "content": "Count, please."}
-    stream = ask(client, message, stream=True, max_tokens=2000, extra_body={"temperature": 2, "top_p": 1})
+    numbers = {"type": "array", "items": {"type": "integer"}, "minItems": 500}
+    schema = {"type": "object", "properties": {"numbers": numbers}, "required": ["numbers"]}
+    form: Any = {"format": {"type": "json_schema", "schema": schema}}  # an answer that does not end too soon
+    stream = ask(client, stream=True, max_tokens=2000, output_config=form)
     events = iter(stream)
     assert next(events).type == "message_start"
     break_engine()

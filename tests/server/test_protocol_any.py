@@ -170,6 +170,7 @@ GOOD: list[dict[str, Any]] = [
         "stream_options": {"include_usage": True},
         "timings": True,
         "return_tokens_as_token_ids": True,
+        "lora": [],
         "logprobs": True,
         "top_logprobs": 2,
     },

@@ -21,15 +21,13 @@ from nexa_runtime.server.protocol.constraints import MAX_GRAMMAR_BYTES
 from nexa_runtime.server.protocol.parameters import Support, read_fields
 from nexa_runtime.server.protocol.responses_input import MAX_ITEMS, NO_STATE, InputItem, read_input
 from nexa_runtime.server.protocol.responses_tools import (
-    FLAT_CHOICE_SCHEMA,
     ResponsesTool,
     choice_body,
-    read_flat_choice,
     read_flat_tools,
     tools_body,
 )
 from nexa_runtime.server.protocol.template_options import OPTIONS_SCHEMA, read_template_options
-from nexa_runtime.server.protocol.tools import MAX_TOOLS
+from nexa_runtime.server.protocol.tools import FLAT_CHOICE_SCHEMA, MAX_TOOLS, read_tool_choice
 from nexa_runtime.server.protocol.wire import WireModel, at_most, json_text, only
 from nexa_runtime.serving.generation_service import GenerationOptions
 
@@ -139,7 +137,7 @@ class ResponsesRequest(CommonRequest):
         """The internal form. Raises ``InvalidRequestError``."""
         self._check_settings()
         tools = read_flat_tools(self.tools or ())
-        choice = read_flat_choice(self.tool_choice, tools)
+        choice = read_tool_choice(self.tool_choice, tools, is_flat=True)
         self.check_constraint(tools, choice)
         budget = self.reasoning_budget_tokens
         effort = None if self.reasoning is None else self.reasoning.effort

@@ -5,28 +5,15 @@ OpenAI's Responses API.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Discriminator, Tag
-from pydantic.config import JsonDict
 from pydantic.json_schema import SkipJsonSchema
 
 from nexa_runtime.chat.messages import Tool, ToolChoice, ToolMode
-from nexa_runtime.errors import InvalidRequestError, UnsupportedParameterError
-from nexa_runtime.server.protocol.tools import FunctionWire, checked_tools, make_tool, read_tool_choice
+from nexa_runtime.errors import UnsupportedParameterError
+from nexa_runtime.server.protocol.tools import FunctionWire, checked_tools, make_tool
 from nexa_runtime.server.protocol.wire import WireModel
-
-FLAT_CHOICE_SCHEMA: JsonDict = {
-    "anyOf": [
-        {"enum": ["auto", "none", "required", None]},
-        {
-            "type": "object",
-            "properties": {"type": {"const": "function"}, "name": {"type": "string"}},
-            "required": ["type", "name"],
-        },
-    ]
-}
-"""What ``read_flat_choice`` takes, as JSON Schema."""
 
 
 class FunctionTool(FunctionWire):
@@ -63,22 +50,6 @@ def read_flat_tools(wires: Sequence[ResponsesTool]) -> tuple[Tool, ...]:
         param = f"{path}.parameters"
         tools.append(make_tool(wire.name, wire.description, wire.parameters, wire.strict, param))
     return checked_tools(tools)
-
-
-def read_flat_choice(value: str | dict[str, Any] | None, tools: Sequence[Tool]) -> ToolChoice:
-    """The internal form; None: the model decides. Raises ``InvalidRequestError``."""
-    if not isinstance(value, dict):
-        return read_tool_choice(value, tools)
-    kind, name = value.get("type"), value.get("name")
-    if isinstance(kind, str) and kind != "function":
-        raise UnsupportedParameterError("tool_choice", f"this server takes a function, not {kind[:50]!r}")
-    if kind is None or not isinstance(name, str):
-        message = 'tool_choice: must be like {"type": "function", "name": "..."}.'
-        raise InvalidRequestError(message, param="tool_choice")
-    if all(tool.name != name for tool in tools):
-        param = "tool_choice.name"
-        raise InvalidRequestError(f"{param}: is the name of no tool.", param=param)
-    return ToolChoice(ToolMode.NAMED, name)
 
 
 def tools_body(tools: Sequence[Tool]) -> list[dict[str, object]]:

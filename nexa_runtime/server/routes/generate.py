@@ -13,6 +13,7 @@ from starlette.responses import Response
 from nexa_runtime.chat.messages import ToolMode
 from nexa_runtime.lora import adapters_text
 from nexa_runtime.server.ignored import ignored_header
+from nexa_runtime.server.protocol.anthropic import MessagesRequest
 from nexa_runtime.server.protocol.chat import ChatRequest
 from nexa_runtime.server.protocol.chat_writer import ChatWriter
 from nexa_runtime.server.protocol.common import CommonRequest
@@ -63,18 +64,6 @@ async def completions(request: Request) -> Response:
     return await answer(request, wire, generation, writer, ignored)
 
 
-def answer_headers(generation: Generation, ignored: list[str], cap: str = "max_tokens") -> dict[str, str]:
-    """What a client is told of its request beside the answer. ``ignored``: fields that nobody reads.
-    ``cap``: the API's name for it.
-    """
-    headers = ignored_header(ignored)
-    if generation.clamped_max_tokens is not None:
-        headers["x-nexa-clamped"] = f"{cap}={generation.clamped_max_tokens}"
-    if generation.adapters:
-        headers["x-nexa-lora"] = adapters_text(generation.adapters)
-    return headers
-
-
 def token_texts(wire: CommonRequest, generation: Generation) -> TokenTexts:
     """How the answer's tokens are written."""
     return TokenTexts(generation.pieces, as_ids=bool(wire.return_tokens_as_token_ids))
@@ -82,14 +71,21 @@ def token_texts(wire: CommonRequest, generation: Generation) -> TokenTexts:
 
 async def answer(
     request: Request,
-    wire: CommonRequest,
+    wire: CommonRequest | MessagesRequest,
     generation: Generation,
     writer: Writer,
     ignored: list[str],
     *,
     cap: str = "max_tokens",
 ) -> Response:
-    """The answer, streamed or not; ``ignored`` and ``cap`` as in ``answer_headers``."""
-    headers = answer_headers(generation, ignored, cap)
+    """The answer, streamed or not, with what a client is told of its request beside it. ``ignored``: fields
+    that nobody reads. ``cap``: the API's name for it.
+    """
+    headers = ignored_header(ignored)
+    if generation.clamped_max_tokens is not None:
+        headers["x-nexa-clamped"] = f"{cap}={generation.clamped_max_tokens}"
+    if generation.adapters:
+        headers["x-nexa-lora"] = adapters_text(generation.adapters)
+    wants_timings = isinstance(wire, CommonRequest) and bool(wire.timings)
     write = stream if wire.stream else respond
-    return await write(request, generation, writer, headers, wants_timings=bool(wire.timings))
+    return await write(request, generation, writer, headers, wants_timings=wants_timings)

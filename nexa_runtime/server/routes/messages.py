@@ -14,9 +14,9 @@ from nexa_runtime.server.ignored import ignored_header
 from nexa_runtime.server.protocol.anthropic import FIELDS, MessagesRequest
 from nexa_runtime.server.protocol.anthropic_writer import AnthropicWriter
 from nexa_runtime.server.protocol.parameters import read_fields
-from nexa_runtime.server.routes.generate import answer_headers
+from nexa_runtime.server.routes.generate import answer
 from nexa_runtime.server.services import is_patient, services, tenant_and_body
-from nexa_runtime.server.stream import respond, stream, while_connected
+from nexa_runtime.server.stream import while_connected
 
 
 async def create_message(request: Request) -> Response:
@@ -33,16 +33,16 @@ async def create_message(request: Request) -> Response:
         request.state.request_id,
         shows_thinking=wire.shows_thinking,
     )
-    answer = stream if wire.stream else respond
-    return await answer(request, generation, writer, answer_headers(generation, ignored))
+    return await answer(request, wire, generation, writer, ignored)
 
 
 async def count_tokens(request: Request) -> Response:
     """How long the prompt of a message is; takes the same body, and is a request like any other."""
     tenant, body = await tenant_and_body(request)
     wire, ignored = read_fields(MessagesRequest, body, FIELDS)
-    counting = services(request).generation.count_chat(
-        tenant, wire.to_conversation(), wire.to_options(), is_patient=is_patient(request)
+    wire.to_options()  # what cannot be answered has no prompt either
+    counting = services(request).text.count(
+        tenant, wire.to_conversation(), model_name=wire.model, is_patient=is_patient(request)
     )
     num_tokens = await while_connected(request, counting)
     return json_response({"input_tokens": num_tokens}, headers=ignored_header(ignored))

@@ -16,8 +16,7 @@ from nexa_runtime.server.protocol.chat import ChatRequest
 from nexa_runtime.server.protocol.parameters import CHAT, read_fields
 from nexa_runtime.server.services import is_patient, services, tenant_and_body
 from nexa_runtime.server.stream import while_connected
-from nexa_runtime.serving.answering import render_prompt
-from nexa_runtime.serving.loaded import Kind, LoadedModel
+from nexa_runtime.serving.loaded import LoadedModel
 from nexa_runtime.tenancy.tenant import Tenant
 
 
@@ -42,22 +41,17 @@ async def detokenize(request: Request) -> Response:
 async def apply_template(request: Request) -> Response:
     """llama-server's: the prompt that a chat of the same body would have."""
     tenant, wire, headers = await _chat(request)
-    conversation = wire.to_conversation()
-    work = services(request).text.run(
-        tenant,
-        lambda model: render_prompt(model, conversation).plain,
-        model_name=wire.model,
-        kind=Kind.CHAT,
-        is_patient=is_patient(request),
+    rendering = services(request).text.render(
+        tenant, wire.to_conversation(), model_name=wire.model, is_patient=is_patient(request)
     )
-    return json_response({"prompt": await while_connected(request, work)}, headers=headers)
+    return json_response({"prompt": await while_connected(request, rendering)}, headers=headers)
 
 
 async def count_chat_tokens(request: Request) -> Response:
     """llama-server's, in the words of OpenAI's ``/v1/responses/input_tokens``: how long that prompt is."""
     tenant, wire, headers = await _chat(request)
-    counting = services(request).generation.count_chat(
-        tenant, wire.to_conversation(), wire.to_options(), is_patient=is_patient(request)
+    counting = services(request).text.count(
+        tenant, wire.to_conversation(), model_name=wire.model, is_patient=is_patient(request)
     )
     num_tokens = await while_connected(request, counting)
     body = {"object": "response.input_tokens", "input_tokens": num_tokens}
@@ -68,6 +62,7 @@ async def _chat(request: Request) -> tuple[Tenant, ChatRequest, dict[str, str]]:
     """Who asks, a body of ``/v1/chat/completions``, and the header that names what of it nobody reads."""
     tenant, body = await tenant_and_body(request)
     wire, ignored = read_fields(ChatRequest, body, CHAT)
+    wire.to_options()  # what cannot be answered has no prompt either
     return tenant, wire, ignored_header(ignored)
 
 
