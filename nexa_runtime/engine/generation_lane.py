@@ -15,6 +15,7 @@ from nexa_runtime.engine.scheduler import Scheduler, SchedulerStats
 from nexa_runtime.engine.sequence import Advance, FinishReason, Sequence, StepPlan, TenantShare, Tokens
 from nexa_runtime.errors import DecodeError, NexaError, QueueTimeoutError
 from nexa_runtime.llama import SamplingParams, TokenLogprobs, TokenMask, Vocab
+from nexa_runtime.lora import NO_ADAPTERS, AdapterSet
 from nexa_runtime.telemetry import get_logger
 
 _log = get_logger("engine")
@@ -23,7 +24,7 @@ _log = get_logger("engine")
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """One sequence to generate. ``prompt``: int32 of shape (n,), n ≥ 1; it fits the context (see
-    ``Sequence``).
+    ``Sequence``). ``adapters``: of those that the model has by name.
 
     ``mask``: what its tokens must keep to; it is this sequence's alone. ``stop_tokens`` end it like end
     tokens. ``markers``: see ``Detokenizer``. ``ignore_eos``: end tokens are never chosen, so that it runs to
@@ -36,6 +37,7 @@ class GenerationRequest:
     sampling: SamplingParams
     share: TenantShare
     cache_namespace: str
+    adapters: AdapterSet = NO_ADAPTERS
     mask: TokenMask | None = None
     stops: tuple[str, ...] = ()
     stop_tokens: frozenset[int] = frozenset()
@@ -133,6 +135,7 @@ class GenerationLane:
             max_new_tokens=request.max_new_tokens,
             share=request.share,
             cache_namespace=request.cache_namespace,
+            adapters=request.adapters,
             end_tokens=request.stop_tokens | (frozenset() if request.ignore_eos else self._vocab.eog_tokens),
             is_public=request.is_public,
             queue_timeout_s=request.queue_timeout_s,

@@ -62,7 +62,7 @@ class Holding:
 
     @property
     def is_pinned(self) -> bool:
-        """Whether it is a public prefix: every namespace may share it, and it is never evicted."""
+        """Whether it is a public prefix: every namespace may share it, adapters permitting; never evicted."""
         return self.is_resident and self.sequence.is_public
 
     @property
@@ -133,7 +133,7 @@ class KvCache:
     def _may_match(self, sequence: Sequence, holding: Holding) -> bool:
         is_own = holding.sequence.cache_namespace == sequence.cache_namespace
         if self.is_shared:
-            return is_own or holding.is_pinned
+            return is_own or (holding.is_pinned and holding.sequence.adapters == sequence.adapters)
         return is_own and holding.is_resident
 
     def _is_worth(self, holding: Holding, num_tokens: int) -> bool:

@@ -175,6 +175,7 @@ class Runner:
             return DecodeStatus.INVALID_BATCH
 
     def _decode_guarded(self, chunks: tuple[Chunk, ...]) -> DecodeStatus:
+        self._context.use_adapters(chunks[0].sequence.adapters)
         batch = self._batch
         batch.clear()
         for chunk in chunks:

@@ -8,13 +8,15 @@ tests drive it by hand.
 The step: every decode row first, then chunks of prompts, of the tenant with least virtual time, until the
 token budget is spent. A sequence whose constraint has forced tokens has several decode rows. With nobody
 decoding, prompts take the whole step, of 0.75 s at most. Where prompts and answers are cheaper apart
-they take turns, each in steps of their own.
+they take turns, each in steps of their own. Sequences with different adapters never share a step
+(``adapter_sets``).
 """
 
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from nexa_runtime.engine.adapter_sets import AdapterTurns
 from nexa_runtime.engine.budget import MIN_PREFILL_TOKENS, PrefillBudget, PromptRows
 from nexa_runtime.engine.fair_queue import Accounts
 from nexa_runtime.engine.host_cache import HostCache
@@ -104,8 +106,7 @@ class Scheduler:
         self._has_ended = False
         """Whether a sequence has, since residents were last looked at."""
         self._budget = PrefillBudget(step_tokens, itl_target_s, tile_rows)
-        self._turn_rows = 0
-        """Rows that prompts may still take before the next step of answers."""
+        self._turns = AdapterTurns()
         self._max_rows: int | None = None
         """Set when llama.cpp found no room for a step although nothing was left to give up."""
         self._num_pauses = 0
@@ -119,6 +120,7 @@ class Scheduler:
         self._num_alive[sequence.share.tenant_id] += 1
         sequence.queued_at = now
         self._accounts.enter(sequence.share)
+        self._turns.enter(sequence)
         self._slots.add(sequence)
 
     def abort(self, key: int) -> Sequence | None:
@@ -145,6 +147,7 @@ class Scheduler:
         if not self._num_alive[tenant_id]:
             del self._num_alive[tenant_id]
         self._accounts.leave(tenant_id)
+        self._turns.leave(sequence)
 
     def expired(self, now: float) -> list[Sequence]:
         """Those that have waited for their first slot for longer than they may. Changes nothing."""
@@ -167,22 +170,7 @@ class Scheduler:
     def schedule(self, now: float) -> StepPlan | None:
         """The next step, or None when there is nothing to do. ``now`` in seconds."""
         self._fill_slots(now)
-        max_rows = self._max_rows or self._step_tokens
-        chunks: dict[int, Chunk] = {}
-        decoding = [one for one in self._slots.running if one.is_decoding]
-        prefilling = self._prefilling()
-        turn = None
-        if decoding and prefilling:
-            turn = self._budget.turn(decoding, prefilling)
-        if turn is not None and self._turn_rows > 0:
-            rows = self._budget.prompts_alone(self._turn_rows)
-            self._turn_rows -= self._plan_prompts(prefilling, rows, max_rows, chunks)
-        if not chunks:
-            num_rows = self._plan_answers(decoding[:max_rows], max_rows, chunks)
-            if turn is None:
-                rows = self._budget.mixed(num_rows) if num_rows else self._budget.prompts_alone()
-                self._plan_prompts(prefilling, rows, max_rows - num_rows, chunks)
-            self._turn_rows = turn or 0
+        chunks = self._plan_chunks()
         if self._has_ended:
             self._has_ended = self._memory.cool()
         operations = tuple(self._operations)
@@ -195,6 +183,7 @@ class Scheduler:
         """
         for block in result.unreadable:
             self._operations += self._host.drop(block)
+        self._turns.charge(result.elapsed_s)
         if result.is_pool_full:
             return self._relieve(plan)
         self._max_rows = None
@@ -271,6 +260,7 @@ class Scheduler:
             assert sequence.state is not SequenceState.FINISHED
             assert sequence.num_pending >= 1
             assert sequence.sequence_id is not None or sequence.num_computed == 0
+        self._turns.check_integrity(list(self._alive.values()))
         active = self._accounts.num_active()
         assert self._num_alive == Counter(one.share.tenant_id for one in self._alive.values())
         assert all(count <= active[tenant_id] for tenant_id, count in self._num_alive.items())
@@ -291,8 +281,40 @@ class Scheduler:
                 return True
         return False
 
-    def _prefilling(self) -> list[Sequence]:
-        waiting = [sequence for sequence in self._slots.running if not sequence.is_decoding]
+    def _plan_chunks(self) -> dict[int, Chunk]:
+        """What is computed next, by key: rows of answers, parts of prompts, or both."""
+        running = self._turns.members(self._slots.running)
+        max_rows = self._max_rows or self._step_tokens
+        chunks: dict[int, Chunk] = {}
+        decoding = [one for one in running if one.is_decoding]
+        prefilling = self._prefilling(running)
+        is_awaited = self._is_awaited(running)
+        current, turn = self._turns.current, None
+        if prefilling and (decoding or is_awaited):
+            turn = self._budget.turn(decoding, prefilling)
+        if turn is not None and not decoding:
+            current.prompt_rows = turn  # the answers that wait for these have turns of their own
+        if turn is not None and current.prompt_rows > 0:
+            rows = self._budget.prompts_alone(current.prompt_rows)
+            current.prompt_rows -= self._plan_prompts(prefilling, rows, max_rows, chunks)
+        if not chunks:
+            num_rows = self._plan_answers(decoding[:max_rows], max_rows, chunks)
+            if turn is None:
+                is_shared = num_rows or is_awaited
+                rows = self._budget.mixed(num_rows) if is_shared else self._budget.prompts_alone()
+                self._plan_prompts(prefilling, rows, max_rows - num_rows, chunks)
+            current.prompt_rows = turn or 0
+        return chunks
+
+    def _is_awaited(self, members: list[Sequence]) -> bool:
+        """Whether answers with other adapters wait for a step of these to end."""
+        running = self._slots.running
+        if members is running:
+            return False
+        return any(one.is_decoding and one.adapters != members[0].adapters for one in running)
+
+    def _prefilling(self, running: list[Sequence]) -> list[Sequence]:
+        waiting = [sequence for sequence in running if not sequence.is_decoding]
         waiting.sort(key=lambda one: (self._accounts.virtual_time(one.share.tenant_id), one.arrival))
         return waiting
 

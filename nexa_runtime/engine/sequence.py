@@ -14,6 +14,8 @@ from enum import Enum
 import numpy as np
 import numpy.typing as npt
 
+from nexa_runtime.lora import NO_ADAPTERS, AdapterSet
+
 Tokens = npt.NDArray[np.int32]
 
 MAX_DECODE_ROWS = 32
@@ -56,13 +58,15 @@ class Sequence:
     """One generation: its tokens, how many are computed, and what ends it.
 
     ``prompt``: int32 of shape (n,), n ≥ 1. ``max_new_tokens`` ≥ 1. ``end_tokens`` finish it with STOP.
-    ``cache_namespace``: sequences of different namespaces never see each other's KV. ``is_public``: all
-    namespaces may share its prompt once it has ended. A larger ``priority`` goes first within the tenant.
+    ``adapters``: what it is computed with. ``cache_namespace``: sequences of different namespaces never see
+    each other's KV, nor do those of different adapters. ``is_public``: all namespaces may share its prompt
+    once it has ended. A larger ``priority`` goes first within the tenant.
     ``queue_timeout_s``: how long it may wait for its first slot; None: for ever.
     """
 
     __slots__ = (
         "_tokens",
+        "adapters",
         "arrival",
         "cache_namespace",
         "end_tokens",
@@ -92,6 +96,7 @@ class Sequence:
         max_new_tokens: int,
         share: TenantShare,
         cache_namespace: str,
+        adapters: AdapterSet = NO_ADAPTERS,
         end_tokens: frozenset[int] = frozenset(),
         priority: int = 0,
         is_public: bool = False,
@@ -101,7 +106,8 @@ class Sequence:
             raise ValueError("a sequence needs a prompt and room for one token")
         self.key = key
         self.share = share
-        self.cache_namespace = cache_namespace
+        self.adapters = adapters
+        self.cache_namespace = f"{cache_namespace} {adapters}" if adapters else cache_namespace
         self.end_tokens = end_tokens
         self.priority = priority
         self.is_public = is_public
@@ -223,7 +229,9 @@ KvOperation = CopyPrefix | Truncate | Offload | Reload | Forget
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """What one step does: first the ``operations`` on the KV cache in their order, then the ``chunks``."""
+    """What one step does: first the ``operations`` on the KV cache in their order, then the ``chunks``, whose
+    sequences all have the same adapters.
+    """
 
     chunks: tuple[Chunk, ...]
     operations: tuple[KvOperation, ...]

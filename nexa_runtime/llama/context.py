@@ -19,6 +19,7 @@ from nexa_runtime.errors import LlamaGuardError, ModelFileError
 from nexa_runtime.llama.lib import C, recent_errors
 from nexa_runtime.llama.model import Model
 from nexa_runtime.llama.vocab import Tokens
+from nexa_runtime.lora import NO_ADAPTERS, AdapterSet
 
 MAX_SEQUENCE_IDS = 256
 """llama.cpp's ``LLAMA_MAX_SEQ``."""
@@ -164,6 +165,8 @@ class Context:
             counts = f"{params.max_outputs} outputs for {params.num_sequence_ids} sequence ids"
             raise LlamaGuardError(counts)
         self.params = params
+        self._model = model
+        self._adapters = NO_ADAPTERS
         self.vocab = model.vocab
         self.vocab_size = model.vocab.size
         self._logits: Logits = np.empty((0, self.vocab_size), dtype=np.float32)
@@ -200,6 +203,16 @@ class Context:
         """A batch of this context's sizes."""
         params = self.params
         return Batch(params.max_rows, params.max_outputs, params.num_sequence_ids, self.vocab_size)
+
+    def use_adapters(self, adapters: AdapterSet) -> None:
+        """Compute with these of the model's named adapters from now on, beside those that always hold.
+
+        Another set makes llama.cpp plan its graphs anew: as long as several steps of a small model. Raises
+        ``LlamaGuardError`` for a name that the model has not.
+        """
+        if adapters != self._adapters:
+            self._model.apply_adapters(self.pointer, adapters)
+            self._adapters = adapters
 
     def decode(self, batch: Batch) -> DecodeStatus:
         """Compute the rows of ``batch``; positions must continue each sequence. Blocks, off the GIL."""

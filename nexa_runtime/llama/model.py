@@ -11,9 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from nexa_runtime.errors import ModelFileError
+from nexa_runtime.errors import LlamaGuardError, ModelFileError
 from nexa_runtime.llama.lib import C, recent_errors
 from nexa_runtime.llama.vocab import Vocab
+from nexa_runtime.lora import NO_ADAPTERS, AdapterSet
 
 _GGUF_MAGIC = b"GGUF"
 _MAX_GGUF_VERSION = 3
@@ -54,6 +55,8 @@ class Model:
         self.metadata = self._metadata()
         """All scalar metadata as text, by GGUF key."""
         self._adapters: list[tuple[Any, float]] = []
+        """Those that always hold, and their scales."""
+        self._named_adapters: dict[str, Any] = {}
 
     @classmethod
     def load(cls, path: Path, *parts: Path, gpu_layers: int = -1, is_dry_run: bool = False) -> "Model":
@@ -158,10 +161,21 @@ class Model:
     def add_adapter(self, path: Path, scale: float) -> None:
         """Put a LoRA adapter on the weights, for every context that is made from now on.
 
+        Raises as ``name_adapter``.
+        """
+        self._adapters.append((self._load_adapter(path), scale))
+
+    def name_adapter(self, name: str, path: Path) -> None:
+        """Have a LoRA adapter at hand, for ``Context.use_adapters``. Before any context is made: llama.cpp
+        makes its graphs as large as all adapters need.
+
         Raises ``ModelFileError`` when it is not one for this model. A file that is built to do harm aborts
         the process instead: ``serving/probe`` tries each one before it comes here.
         Source: ``llama_adapter_lora_init``.
         """
+        self._named_adapters[name] = self._load_adapter(path)
+
+    def _load_adapter(self, path: Path) -> Any:
         try:
             check_is_gguf(path)
         except ModelFileError as error:
@@ -174,15 +188,21 @@ class Model:
             raise self._adapter_error(path, reasons[-1].rpartition("lora adapter: ")[2])
         if C.llama_adapter_get_alora_n_invocation_tokens(adapter):
             raise self._adapter_error(path, "it is for parts of a prompt only (aLoRA)")
-        self._adapters.append((adapter, scale))
+        return adapter
 
-    def apply_adapters(self, context: object) -> None:
-        """Make a context of this model, given by its pointer, compute with all its adapters."""
-        if self._adapters:
-            count = len(self._adapters)
-            adapters = (C.llama_adapter_lora_p_ctypes * count)(*(adapter for adapter, _ in self._adapters))
-            scales = (ctypes.c_float * count)(*(scale for _, scale in self._adapters))
-            C.llama_set_adapters_lora(context, adapters, count, scales)
+    def apply_adapters(self, context: object, named: AdapterSet = NO_ADAPTERS) -> None:
+        """Make a context of this model, given by its pointer, compute with those of its adapters that always
+        hold, with ``named`` ones, and with no other. Raises ``LlamaGuardError``.
+        """
+        for name, _ in named:
+            if name not in self._named_adapters:
+                raise LlamaGuardError(f"the adapter {name}, which the model has not")
+        chosen = [*self._adapters, *((self._named_adapters[name], scale) for name, scale in named)]
+        count = len(chosen)
+        adapters = (C.llama_adapter_lora_p_ctypes * count)(*(adapter for adapter, _ in chosen))
+        scales = (ctypes.c_float * count)(*(scale for _, scale in chosen))
+        if C.llama_set_adapters_lora(context, adapters, count, scales):
+            raise LlamaGuardError("adapters that llama.cpp does not take")
 
     def close(self) -> None:
         """Free the weights, and the adapters on them. A second call does nothing."""

@@ -15,21 +15,30 @@ from nexa_runtime.engine.sequence import (
     StepResult,
     Truncate,
 )
+from nexa_runtime.lora import AdapterSet
 
 END = 0
 
 
 def next_tokens(sequence: Sequence, *, is_constrained: bool = False) -> tuple[tuple[int, ...], bool]:
-    """What a model would do: a token that depends on all before it, now and then the end.
+    """What a model would do: a token that depends on all before it and on the adapters, now and then the end.
 
     ``is_constrained``: now and then others must follow it, or nothing may, which is told beside it.
     """
-    checksum = zlib.crc32(sequence.tokens(0, sequence.num_known).data)
+    checksum = zlib.crc32(sequence.tokens(0, sequence.num_known).data, len(sequence.adapters))
     token = END if checksum % 11 == 0 else 1 + checksum % 50_000
     if not is_constrained or checksum % 3:
         return (token,), False
     num_forced = checksum // 3 % (MAX_DECODE_ROWS + 10)
     return (token, *((checksum >> 8) % 40_000 + 1 + at for at in range(num_forced))), checksum % 17 == 0
+
+
+Cell = tuple[int, AdapterSet]
+"""A token, and the adapters that it was computed with."""
+
+
+def cells_of(sequence: Sequence, start: int, count: int) -> list[Cell]:
+    return [(token, sequence.adapters) for token in sequence.tokens(start, count).tolist()]
 
 
 class FakeRunner:
@@ -51,11 +60,11 @@ class FakeRunner:
         self.is_thorough = is_thorough
         self.constrained = constrained
         self.num_computed_rows = 0
-        self.cells: dict[int, list[tuple[int, int]]] = {}
-        """Id → its cells, each (number, token); a copied prefix has the same numbers."""
+        self.cells: dict[int, list[tuple[int, Cell]]] = {}
+        """Id → its cells, each with a number; a copied prefix has the same numbers."""
         self._numbers = count()
-        self.saved: dict[int, tuple[int, list[int]]] = {}
-        """Block of host memory → where it begins, and its tokens."""
+        self.saved: dict[int, tuple[int, list[Cell]]] = {}
+        """Block of host memory → where it begins, and what it holds."""
         self.num_reloaded = 0
 
     def apply(self, plan: StepPlan) -> None:
@@ -94,15 +103,15 @@ class FakeRunner:
         self.apply(plan)
         tokens = {}
         complete = set()
+        assert len({chunk.sequence.adapters for chunk in plan.chunks}) <= 1
         for chunk in plan.chunks:
             sequence = chunk.sequence
             assert sequence.sequence_id is not None
             cells = self.cells.setdefault(sequence.sequence_id, [])
             assert len(cells) == chunk.start
             if self.is_thorough:
-                assert [token for _, token in cells] == sequence.tokens(0, chunk.start).tolist()
-            new = sequence.tokens(chunk.start, chunk.count).tolist()
-            cells += [(next(self._numbers), token) for token in new]
+                assert [cell for _, cell in cells] == cells_of(sequence, 0, chunk.start)
+            cells += [(next(self._numbers), cell) for cell in cells_of(sequence, chunk.start, chunk.count)]
             self.num_computed_rows += chunk.count
             if chunk.wants_token:
                 is_constrained = sequence.share.tenant_id in self.constrained

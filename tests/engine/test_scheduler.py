@@ -24,6 +24,7 @@ from nexa_runtime.engine.sequence import (
     TenantShare,
 )
 from nexa_runtime.errors import DecodeError
+from nexa_runtime.lora import NO_ADAPTERS, AdapterSet
 from tests.engine.fakes import END, FakeRunner
 
 CONSTRAINED = frozenset(["c"])
@@ -71,6 +72,7 @@ def alone(sequence: Sequence) -> list[int]:
         max_new_tokens=sequence.max_new_tokens,
         share=sequence.share,
         cache_namespace=sequence.cache_namespace,
+        adapters=sequence.adapters,
         end_tokens=sequence.end_tokens,
     )
     scheduler = make_scheduler(slots=1, num_cells=10_000)
@@ -276,6 +278,9 @@ SHARES = {
 }
 
 
+ADAPTERS: tuple[AdapterSet, ...] = ((), (("a", 1.0),), (("a", 0.5), ("b", 2.0)))
+
+
 @dataclass(frozen=True)
 class Asked:
     """One request of a random schedule. ``begin``: which shared beginning, ``num_shared`` of it."""
@@ -288,10 +293,18 @@ class Asked:
     priority: int
     arrives_at: int
     aborted_at: int | None
+    adapters: AdapterSet
 
     def sequence(self, key: int) -> Sequence:
         return shared_sequence(
-            key, self.begin, self.num_shared, self.num_own, self.max_new, self.tenant, self.priority
+            key,
+            self.begin,
+            self.num_shared,
+            self.num_own,
+            self.max_new,
+            self.tenant,
+            self.priority,
+            self.adapters,
         )
 
 
@@ -306,6 +319,7 @@ requests = st.lists(
         priority=st.integers(0, 1),
         arrives_at=st.integers(0, 12),
         aborted_at=st.one_of(st.none(), st.integers(0, 20)),
+        adapters=st.sampled_from(ADAPTERS),
     ),
     min_size=1,
     max_size=14,
@@ -320,7 +334,14 @@ faults = st.dictionaries(
 
 
 def shared_sequence(
-    key: int, begin: int, num_shared: int, num_own: int, max_new: int, tenant: str, priority: int = 0
+    key: int,
+    begin: int,
+    num_shared: int,
+    num_own: int,
+    max_new: int,
+    tenant: str,
+    priority: int = 0,
+    adapters: AdapterSet = NO_ADAPTERS,
 ) -> Sequence:
     prompt = [*range(begin * 100 + 1, begin * 100 + 1 + num_shared), *range(key * 1000, key * 1000 + num_own)]
     return Sequence(
@@ -329,6 +350,7 @@ def shared_sequence(
         max_new_tokens=max_new,
         share=SHARES[tenant],
         cache_namespace=tenant,
+        adapters=adapters,
         end_tokens=frozenset([END]),
         priority=priority,
     )
@@ -432,6 +454,7 @@ def test_random_schedules_lose_nothing(
             break
         if plan is not None:
             assert plan.num_rows <= step_tokens
+            assert plan.chunks or not scheduler._slots.running
             scheduler.commit(plan, injected(fault_at.get(step), plan, runner))
             scheduler.check_integrity()
     for sequence, one in zip(sequences, asked, strict=True):
