@@ -4,7 +4,8 @@ Owns the end of its life. ``loading`` makes it, ``pool`` keeps it.
 """
 
 import ctypes
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import Enum
 
 from nexa_runtime.chat.constraint import ConstraintCompiler
@@ -37,6 +38,7 @@ class LoadedModel:
     where a client is silent. ``memory_bytes``: weights, the KV cells that it has, and buffers.
     ``public_prefixes``: what every tenant may share. ``tool_template``: for conversations with tools, where
     the file has one of their own. ``pair_template``: for a query and a document, likewise.
+    ``adapters``: those that a request may ask for, and the scale of each where it names none.
     """
 
     names: tuple[str, ...]
@@ -56,6 +58,7 @@ class LoadedModel:
     public_prefixes: tuple[Tokens, ...] = ()
     tool_template: ChatTemplate | None = None
     pair_template: PairTemplate | None = None
+    adapters: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def id(self) -> str:

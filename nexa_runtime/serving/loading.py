@@ -123,6 +123,10 @@ class Loader:
         try:
             for adapter in options.lora:
                 model.add_adapter(Path(adapter.path), adapter.scale)
+            if options.adapters and not model.can_generate:
+                raise ModelFileError(model.path, "it has adapters to choose from, and does not generate")
+            for named in options.adapters:
+                model.name_adapter(named.name, Path(named.path))
             need = self._need(source)
             loaded = _make_loaded(model, source, settings, self._accounts, free_bytes, need)
         except BaseException:
@@ -165,8 +169,9 @@ class Loader:
         if source.spec is not None and source.spec.memory_hint is not None:
             return Need(source.estimate_bytes, num_cells)
         plan = self._prober.plan(source.digest, self._trial(source))
-        adapters = (Path(adapter.path) for adapter in _options(source).lora)
-        adapter_bytes = sum(path.stat().st_size for path in adapters if path.is_file())
+        options = _options(source)
+        names = [*(one.path for one in options.lora), *(one.path for one in options.adapters)]
+        adapter_bytes = sum(path.stat().st_size for path in map(Path, names) if path.is_file())
         if plan is None:
             return Need(adapter_bytes + source.estimate_bytes, source.planned_tokens)
         return Need(adapter_bytes + plan.total_bytes, num_cells)
@@ -174,7 +179,11 @@ class Loader:
     def _trial(self, source: ModelSource) -> Trial:
         options, settings = _options(source), self._settings_of(source)
         params = _context_params(settings, options, settings.ctx_size or source.planned_tokens)
-        return Trial(params, tuple((Path(one.path), one.scale) for one in options.lora))
+        return Trial(
+            params,
+            tuple((Path(one.path), one.scale) for one in options.lora),
+            tuple((one.name, Path(one.path)) for one in options.adapters),
+        )
 
 
 def open_pool(settings: Settings) -> ModelPool:
@@ -268,6 +277,7 @@ def _make_loaded(
         memory_bytes=need.with_cells(0 if context is None else context.num_cells, cell_bytes),
         public_prefixes=public_prefixes,
         pair_template=_make_pair_template(model),
+        adapters={one.name: one.scale for one in options.adapters},
     )
 
 

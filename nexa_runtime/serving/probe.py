@@ -39,6 +39,7 @@ from nexa_runtime.llama import (
     check_scores,
     plan_memory,
 )
+from nexa_runtime.lora import MAX_SCALE, NO_ADAPTERS, AdapterSet
 from nexa_runtime.serving.prompts import Tokens
 from nexa_runtime.store.files import write_atomically
 from nexa_runtime.telemetry import configure_logging, get_logger
@@ -58,18 +59,22 @@ _log = get_logger("serving.probe")
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """How a model is about to be served. ``adapters``: paths of LoRA adapters, and their scales.
+    """How a model is about to be served. ``adapters``: paths of LoRA adapters, and their scales. ``named``:
+    names of others that requests may ask for, and their paths.
 
     ``params``: sizes of the context whose memory is planned; None: that is not asked.
     """
 
     params: ContextParams | None = None
     adapters: tuple[tuple[Path, float], ...] = ()
+    named: tuple[tuple[str, Path], ...] = ()
 
     @property
     def key(self) -> str:
         """Changes when the verdict may."""
+        stamps: list[tuple[str, float | str, tuple[int, ...]]]
         stamps = [(str(path), scale, _stamp(path)) for path, scale in self.adapters]
+        stamps += [(str(path), name, _stamp(path)) for name, path in self.named]
         return json.dumps([self.params and asdict(self.params), stamps])
 
 
@@ -145,6 +150,7 @@ class Prober:
             "limit_bytes": _BASE_BYTES + 3 * size_bytes,
             "paths": [str(path) for path in paths],
             "adapters": [(str(path), scale) for path, scale in trial.adapters],
+            "named": [(name, str(path)) for name, path in trial.named],
             "params": trial.params and asdict(trial.params),
         }
         command = [sys.executable, "-m", __name__, json.dumps(request)]
@@ -213,12 +219,16 @@ def _ending(status: int) -> str:
     return f"signal {-status}" if status < 0 else f"exit {status}"
 
 
-def _try(paths: Sequence[Path], adapters: Sequence[tuple[str, float]]) -> str:
+def _try(
+    paths: Sequence[Path], adapters: Sequence[tuple[str, float]], named: Sequence[tuple[str, str]]
+) -> str:
     """In the child: load, render, compute."""
     try:
         model = Model.load(*paths, gpu_layers=0)
         for path, scale in adapters:
             model.add_adapter(Path(path), scale)
+        for name, path in named:
+            model.name_adapter(name, Path(path))
         vocab = model.vocab
         text = "Hello"
         if model.can_generate:
@@ -232,12 +242,7 @@ def _try(paths: Sequence[Path], adapters: Sequence[tuple[str, float]]) -> str:
         tokens = vocab.tokenize(text, parse_special=True, add_special=True)[:32]
         if not model.can_generate:
             return _try_input(model, tokens)
-        context = Context(model, ContextParams(256, 1, 64, 1, 1))
-        batch = context.make_batch()
-        batch.add(0, tokens, 0, wants_logits=True)
-        status = context.decode(batch)
-        is_sane = status is DecodeStatus.OK and bool(np.isfinite(context.logits(1)).all())
-        return "" if is_sane else f"it computes no answer ({status.name.lower()})"
+        return _try_computing(model, tokens, [name for name, _ in named])
     except TemplateSyntaxError as error:
         return f"its chat template is not valid Jinja ({error})"
     except NexaError as error:
@@ -254,6 +259,28 @@ def _try_input(model: Model, tokens: Tokens) -> str:
     if model.is_reranker:
         check_scores(model)
     return ""
+
+
+def _try_computing(model: Model, tokens: Tokens, named: Sequence[str]) -> str:
+    """In the child, for a model that generates, with each adapter at its strongest."""
+    context = Context(model, ContextParams(256, 1, 64, 1, 1))
+    if problem := _compute(context, tokens, NO_ADAPTERS):
+        return problem
+    for name in named:
+        for scale in (MAX_SCALE, -MAX_SCALE):
+            if problem := _compute(context, tokens, ((name, scale),)):
+                return f"with its LoRA adapter {name} {problem}"
+    return ""
+
+
+def _compute(context: Context, tokens: Tokens, adapters: AdapterSet) -> str:
+    context.use_adapters(adapters)
+    context.remove(0)
+    batch = context.make_batch()
+    batch.add(0, tokens, 0, wants_logits=True)
+    status = context.decode(batch)
+    is_sane = status is DecodeStatus.OK and bool(np.isfinite(context.logits(1)).all())
+    return "" if is_sane else f"it computes no answer ({status.name.lower()})"
 
 
 def _rendered(template: ChatTemplate, *tools: Tool) -> str:
@@ -280,9 +307,9 @@ def _main() -> None:
     with suppress(ValueError, OSError):  # not on every system
         resource.setrlimit(resource.RLIMIT_AS, (limit_bytes, limit_bytes))
     paths = [Path(name) for name in request["paths"]]
-    if request["adapters"]:
+    if request["adapters"] or request["named"]:
         _say(Verdict("with its LoRA adapters it ended the process that tried"))
-    problem = _try(paths, request["adapters"])
+    problem = _try(paths, request["adapters"], request["named"])
     _say(Verdict(problem))
     if not problem and request["params"]:
         with suppress(NexaError, MemoryError):

@@ -26,12 +26,14 @@ from pydantic import (
     StringConstraints,
     ValidationError,
     ValidationInfo,
+    field_validator,
     model_validator,
 )
 
 import nexa_runtime
 from nexa_runtime.config import parse_bytes
 from nexa_runtime.errors import ConfigError, NotFoundError, UsageError
+from nexa_runtime.lora import MAX_SCALE, NAME
 from nexa_runtime.store.catalog_file import Entry, read_entries
 from nexa_runtime.store.reference import (
     HubReference,
@@ -50,6 +52,7 @@ __all__ = [
     "HubReference",
     "LoraAdapter",
     "ModelSpec",
+    "NamedAdapter",
     "Reference",
     "parse_reference",
 ]
@@ -94,11 +97,19 @@ class LoraAdapter(_Part):
     scale: float = Field(default=1.0, ge=-100, le=100)
 
 
+class NamedAdapter(_Part):
+    """An adapter that a request may ask for by its name. ``scale``: where it names none."""
+
+    name: Annotated[str, StringConstraints(pattern=NAME)]
+    path: Annotated[str, StringConstraints(min_length=1), AfterValidator(_of_folder)]
+    scale: float = Field(default=1.0, ge=-MAX_SCALE, le=MAX_SCALE)
+
+
 class EngineOptions(_Part):
     """How the model is loaded; None: as the settings say. ``chat_template``: Jinja source.
 
     ``lora``: adapters (GGUF files, by absolute paths or such as begin in the catalog's folder) that hold for
-    every request.
+    every request. ``adapters``: those that requests choose from.
     """
 
     gpu_layers: int | None = Field(default=None, ge=-1, le=10_000)
@@ -107,8 +118,17 @@ class EngineOptions(_Part):
     kv: Literal["unified", "split"] | None = None
     slots: int | None = Field(default=None, ge=1, le=128)
     lora: tuple[LoraAdapter, ...] = Field(default=(), max_length=16, strict=False)
+    adapters: tuple[NamedAdapter, ...] = Field(default=(), max_length=64, strict=False)
     chat_template: str | None = Field(default=None, min_length=1, max_length=1_000_000)
     dialect: str | None = Field(default=None, min_length=1, max_length=40)
+
+    @field_validator("adapters")
+    @classmethod
+    def _names_each_once(cls, adapters: tuple[NamedAdapter, ...]) -> tuple[NamedAdapter, ...]:
+        names = [one.name for one in adapters]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"names {twice[0]} twice")
+        return adapters
 
 
 class ModelSpec(_Part):
