@@ -18,6 +18,7 @@ from nexa_runtime.engine.model_engine import News
 from nexa_runtime.engine.sequence import FinishReason
 from nexa_runtime.engine.stops import StopFinder
 from nexa_runtime.errors import NexaError, RequestTimeoutError
+from nexa_runtime.lora import NO_ADAPTERS, AdapterSet, adapters_text
 from nexa_runtime.serving.choices import Choice, ChoiceDelta, Timings
 from nexa_runtime.serving.dispatcher import Dispatcher
 from nexa_runtime.serving.pool import ModelLease
@@ -90,6 +91,7 @@ class Generation:
         num_kept: int,
         shows_logprobs: bool,
         clamped_max_tokens: int | None,
+        adapters: AdapterSet = NO_ADAPTERS,
     ) -> None:
         """``num_kept``: of the choices of each prompt, how many ``best`` is to leave. ``shows_logprobs``:
         whether the client asked for log-probabilities, which may also be there to find the best.
@@ -102,6 +104,8 @@ class Generation:
         """The name that the client used, or the model's id."""
         self.clamped_max_tokens = clamped_max_tokens
         """What ``max_tokens`` was lowered to, for the choice with least room, if it was."""
+        self.adapters = adapters
+        """What it is computed with."""
         self.usage = Usage(prompt_tokens=sum(one.num_tokens for one in prompts))
         self._prompts = prompts
         self._num_kept = num_kept
@@ -183,6 +187,7 @@ class Generation:
             "generation",
             tenant=self._ticket.tenant.id,
             model=self.model_name,
+            lora=adapters_text(self.adapters),
             prompt_tokens=usage.prompt_tokens,
             cached_tokens=usage.cached_tokens,
             completion_tokens=usage.completion_tokens,

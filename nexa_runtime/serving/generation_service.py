@@ -16,6 +16,8 @@ from nexa_runtime.chat.messages import Conversation, Tool
 from nexa_runtime.engine.generation_lane import GenerationRequest
 from nexa_runtime.errors import InvalidRequestError
 from nexa_runtime.llama import SamplingParams, prepare_dry
+from nexa_runtime.lora import AdapterChoice, AdapterSet
+from nexa_runtime.serving.adapters import adapters_for
 from nexa_runtime.serving.answering import Answering, answer_chat, grammar_of, loosened, render_chat
 from nexa_runtime.serving.dispatcher import Dispatcher
 from nexa_runtime.serving.generation import Generation, PromptChoices
@@ -37,7 +39,8 @@ class GenerationOptions:
     """What a client asked for; None: it did not say. ``max_tokens`` of each answer.
 
     ``sampling``: fields of ``SamplingParams`` that it named. ``num_choices`` answers to each prompt, the best
-    of ``best_of``. ``grammar``: what an answer must look like. ``echo``: the prompt comes first.
+    of ``best_of``. ``grammar``: what an answer must look like. ``echo``: the prompt comes first. ``lora``:
+    adapters, where it may be empty.
     """
 
     model: str | None = None
@@ -51,6 +54,7 @@ class GenerationOptions:
     grammar: GrammarSource | None = None
     echo: bool = False
     suffix: str | None = None
+    lora: AdapterChoice | None = None
 
     @property
     def num_sequences(self) -> int:
@@ -188,13 +192,16 @@ class GenerationService:
     ) -> Generation:
         model, tenant = lease.model, ticket.tenant
         try:
+            adapters = adapters_for(tenant, model, options.lora)
             check_tokens(model.model.vocab, options.sampling.get("logit_bias", ()), options.stop_token_ids)
             sampling = _sampling(options, model, tenant.limits)
             if sampling.has_dry:
                 asked_for = sampling
                 sampling = await self._dispatcher.prepare(lambda: prepare_dry(asked_for, model.model.vocab))
             answerings = await prepare(model)
-            groups = [self._requests(tenant, model, one, options, sampling, param) for one in answerings]
+            groups = [
+                self._requests(tenant, model, one, options, sampling, adapters, param) for one in answerings
+            ]
             ticket.reserve(
                 sum(len(one[0].prompt) + sum(each.max_new_tokens for each in one) for one in groups)
             )
@@ -216,6 +223,7 @@ class GenerationService:
                 num_kept=options.num_choices,
                 shows_logprobs=options.sampling.get("num_logprobs") is not None,
                 clamped_max_tokens=shortest if asked is not None and shortest < asked else None,
+                adapters=adapters,
             )
         except BaseException:
             lease.release()
@@ -234,6 +242,7 @@ class GenerationService:
         one: Answering,
         options: GenerationOptions,
         sampling: SamplingParams,
+        adapters: AdapterSet,
         param: str,
     ) -> list[GenerationRequest]:
         """The sequences of one prompt, which the engine computes once for all of them."""
@@ -252,6 +261,7 @@ class GenerationService:
                 sampling=_with_seed(sampling, number),
                 share=share_of(tenant, model),
                 cache_namespace=namespace_of(tenant, model),
+                adapters=adapters,
                 mask=None if one.start_mask is None else one.start_mask(max_new_tokens),
                 stops=() if one.may_call else options.stops,
                 stop_tokens=frozenset(() if one.ignores_stops else options.stop_token_ids),

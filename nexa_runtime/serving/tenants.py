@@ -33,7 +33,7 @@ def share_of(tenant: Tenant, model: LoadedModel) -> TenantShare:
 
 
 def namespace_of(tenant: Tenant, model: LoadedModel) -> str:
-    """Prefixes are shared inside it, and nowhere else."""
+    """Prefixes are shared inside it, among requests with the same adapters, and nowhere else."""
     return f"{tenant.id}/{tenant.era}/{model.id}"
 
 

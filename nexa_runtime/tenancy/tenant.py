@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nexa_runtime.errors import InvalidTenantIdError
+from nexa_runtime.lora import MAX_CHOSEN, MAX_SCALE, NAME, AdapterChoice
 
 TENANT_ID = re.compile(r"^[a-z0-9](?:[a-z0-9-]{0,62}[a-z0-9])?$")
 """For ``fullmatch``: with ``match``, ``$`` would let a line end pass."""
@@ -24,6 +25,7 @@ _MAX_DIGESTS = 64
 
 _INTEGER = re.compile(r"[0-9]{1,18}")
 _NUMBER = re.compile(r"[0-9]{1,18}(?:\.[0-9]{0,18})?|\.[0-9]{1,18}")
+_ADAPTER = re.compile(rf"({NAME.strip('^$')})(?::(-?)({_NUMBER.pattern}))?")
 _DIGEST = re.compile(r"[0-9a-fA-F]{64}")
 _BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
@@ -55,6 +57,7 @@ class Limits:
     allowed_models: tuple[str, ...] | None = None
     key_digests: tuple[bytes, ...] = field(default=(), repr=False)
     logs_prompts: bool = False
+    lora: AdapterChoice | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +116,10 @@ def describe(limits: Limits) -> dict[str, object]:
     described = {key: getattr(limits, name) for key, (name, _) in _KEYS.items()}
     if limits.allowed_models is not None:
         described["NEXA_ALLOWED_MODELS"] = list(limits.allowed_models)
+    if limits.lora is not None:
+        described["NEXA_LORA"] = [
+            name if scale is None else f"{name}:{scale:g}" for name, scale in limits.lora
+        ]
     count = len(limits.key_digests)
     described["NEXA_API_KEY_SHA256"] = f"{count} digest{'s' * (count > 1)}" if count else None
     return described
@@ -174,6 +181,20 @@ def _names(value: object) -> tuple[str, ...]:
     return tuple(dict.fromkeys(_name(part) for part in _parts(value, _MAX_NAMES)))
 
 
+def _adapters(value: object) -> AdapterChoice:
+    """Names, and scales behind colons."""
+    choice: dict[str, float | None] = {}
+    for part in _parts(value, MAX_CHOSEN):
+        match = _ADAPTER.fullmatch(part)
+        if match is None or match[1] in choice:
+            raise ValueError
+        scale = None if match[3] is None else float(match[2] + match[3])
+        if scale is not None and abs(scale) > MAX_SCALE:
+            raise ValueError
+        choice[match[1]] = scale
+    return tuple(choice.items())
+
+
 def _digests(value: object) -> tuple[bytes, ...]:
     parts = _parts(value, _MAX_DIGESTS)
     if not all(_DIGEST.fullmatch(part) for part in parts):
@@ -216,6 +237,14 @@ _KEYS: dict[str, tuple[str, _Kind]] = {
     "NEXA_API_KEY_SHA256": (
         "key_digests",
         _Kind(f"1 to {_MAX_DIGESTS} SHA-256 digests of 64 hexadecimal digits, separated by commas", _digests),
+    ),
+    "NEXA_LORA": (
+        "lora",
+        _Kind(
+            f"1 to {MAX_CHOSEN} names of adapters, each once, alone or as name:scale with a scale from"
+            f" {-MAX_SCALE:g} to {MAX_SCALE:g}, separated by commas",
+            _adapters,
+        ),
     ),
     "NEXA_LOG_PROMPTS": ("logs_prompts", _Kind("true or false", _boolean)),
 }

@@ -26,7 +26,7 @@ _HONOURED = (
     "dry_multiplier", "dry_base", "dry_allowed_length", "dry_penalty_last_n", "dry_sequence_breakers",
     "mirostat", "mirostat_tau", "mirostat_eta", "repeat_penalty", "repeat_last_n", "presence_penalty",
     "frequency_penalty", "logit_bias", "min_tokens", "samplers", "seed", "response_format", "grammar",
-    "regex", "guided_choice", "json_schema",
+    "regex", "guided_choice", "json_schema", "lora",
 )  # fmt: skip
 _HONOURED_IN_CHAT = (
     "messages", "max_completion_tokens", "top_logprobs", "tools", "tool_choice", "parallel_tool_calls",

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from nexa_runtime.chat.messages import ToolMode
+from nexa_runtime.lora import adapters_text
 from nexa_runtime.server.ignored import ignored_header
 from nexa_runtime.server.protocol.chat import ChatRequest
 from nexa_runtime.server.protocol.chat_writer import ChatWriter
@@ -72,6 +73,8 @@ def answer_headers(generation: Generation, ignored: list[str], cap: str = "max_t
     headers = ignored_header(ignored)
     if generation.clamped_max_tokens is not None:
         headers["x-nexa-clamped"] = f"{cap}={generation.clamped_max_tokens}"
+    if generation.adapters:
+        headers["x-nexa-lora"] = adapters_text(generation.adapters)
     return headers
 
 

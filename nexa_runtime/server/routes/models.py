@@ -36,9 +36,10 @@ def _loaded(request: Request) -> dict[str, LoadedModel]:
 
 
 def _model_body(name: str, source: ModelSource, model: LoadedModel | None) -> dict[str, object]:
-    """What only loading tells is null until then."""
+    """What only loading tells is null until then. ``lora``: adapters that a request may ask for."""
     kinds = model.kinds if model is not None else source.kinds
     context_tokens = source.context_tokens
+    adapters = () if source.spec is None else source.spec.engine.adapters
     if model is not None:
         context_tokens = model.max_sequence_tokens or model.max_embedding_tokens
     return {
@@ -48,4 +49,5 @@ def _model_body(name: str, source: ModelSource, model: LoadedModel | None) -> di
         "owned_by": "nexa-runtime",
         "context_length": context_tokens,
         "kinds": None if kinds is None else sorted(kind.value for kind in kinds),
+        "lora": [{"name": one.name, "scale": one.scale} for one in adapters],
     }
