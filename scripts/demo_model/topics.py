@@ -67,8 +67,8 @@ def fill_place(
     return roughen(text[:1].upper() + text[1:] if rng.random() < 0.9 else text, rng, lang, slips=slips)
 
 
-def capital(rng: random.Random, lang: str) -> Exchange:
-    country = rng.choice(list(COUNTRIES.values()))[lang]
+def capital(rng: random.Random, lang: str, country: Country | None = None) -> Exchange:
+    country = country or rng.choice(list(COUNTRIES.values()))[lang]
     exchange = turn(
         fill_place(rng.choice(CAPITAL_QUESTIONS[lang]), _slots(country, rng), rng, lang), country.answer
     )
