@@ -18,7 +18,8 @@ def adapters_for(tenant: Tenant, model: LoadedModel, asked: AdapterChoice | None
     if asked is not None:
         for index, (name, _) in enumerate(asked):
             if name not in model.adapters:
-                raise InvalidRequestError(f"lora[{index}].name: {_lacks(model, name)}.", param="lora")
+                param = f"lora[{index}].name"
+                raise InvalidRequestError(f"{param}: {_lacks(model, name)}.", param=param)
         return _scaled(model, asked)
     default = tenant.limits.lora or ()
     for name, _ in default:

@@ -176,6 +176,19 @@ def test_a_public_prefix_is_shared_by_all_and_never_goes() -> None:
     assert cache.match(make(9, [*range(1, 21), 200, 7, 8], tenant="b")).num_tokens == 20
 
 
+def test_a_public_prefix_serves_nobody_who_has_other_adapters() -> None:
+    cache = KvCache(num_ids=3, num_cells=100)
+    public = make(1, list(range(1, 21)), tenant="(public)")
+    public.is_public = True
+    run(cache, public)
+    end(cache, public)
+    for adapters, num_tokens in (((), 20), ((("formal", 1.0),), 0)):
+        share = TenantShare("a")
+        prompt = np.array([*range(1, 21), 7], dtype=np.int32)
+        one = Sequence(2, prompt, max_new_tokens=10, share=share, cache_namespace="a", adapters=adapters)
+        assert cache.match(one).num_tokens == num_tokens
+
+
 def test_split_ids_are_not_cut_back_for_little_while_one_is_free() -> None:
     cache = KvCache(num_ids=2, num_cells=100, reuse=Reuse.OWN_PREFIX)
     long = make(1, list(range(1, 31)))

@@ -1,4 +1,4 @@
-"""LoRA adapters hold for every context of their model; what is none for it is refused."""
+"""LoRA adapters hold for every context, or are switched on by name; what is none is refused."""
 
 from pathlib import Path
 
@@ -6,8 +6,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from nexa_runtime.errors import ModelFileError
+from nexa_runtime.errors import LlamaGuardError, ModelFileError
 from nexa_runtime.llama import Context, ContextParams, DecodeStatus, EmbeddingContext, Model
+from nexa_runtime.lora import AdapterSet
 from nexa_runtime.serving.library import DEMO_PATH
 from tests.llama.lora import WIDTH, write_lora
 
@@ -45,6 +46,41 @@ def test_several_adapters_add_up(tmp_path: Path) -> None:
     one, two = (write_lora(tmp_path / f"{name}.gguf") for name in ("one", "two"))
     logits, _ = outputs((one, 0.5), (two, 0.5))
     assert np.allclose(logits, outputs((one, 1.0))[0], atol=1e-3)
+
+
+def logits_of(context: Context, adapters: AdapterSet) -> Row:
+    context.use_adapters(adapters)
+    context.remove(0)
+    batch = context.make_batch()
+    batch.add(0, TOKENS, 0, wants_logits=True)
+    assert context.decode(batch) is DecodeStatus.OK
+    return context.logits(1)[0].copy()
+
+
+@pytest.mark.parametrize("static_scale", [0.0, 0.3])
+def test_named_adapters_are_switched_on_and_off_without_a_trace(tmp_path: Path, static_scale: float) -> None:
+    model = Model.load(DEMO_PATH)
+    static = write_lora(tmp_path / "static.gguf")
+    model.add_adapter(static, static_scale)
+    for name in ("a", "b"):
+        model.name_adapter(name, write_lora(tmp_path / f"{name}.gguf"))
+    context = Context(model, ContextParams(256, 1, 32, 1, 2))
+    plain = logits_of(context, ())
+    one = logits_of(context, (("a", 1.0),))
+    assert not np.allclose(plain, one, atol=1e-3)
+    assert np.array_equal(logits_of(context, ()), plain)
+    assert np.array_equal(logits_of(context, (("a", 0.0),)), plain)
+    assert np.array_equal(logits_of(context, (("a", 1.0),)), one)
+    assert np.allclose(logits_of(context, (("a", 0.5), ("b", 0.5))), one, atol=1e-3)
+    with pytest.raises(LlamaGuardError, match="adapter c"):
+        context.use_adapters((("c", 1.0),))
+    assert np.allclose(logits_of(context, (("b", 1.0),)), one, atol=1e-3)
+    assert np.array_equal(logits_of(context, ()), plain)
+    embedding = EmbeddingContext(model, max_tokens=32, num_threads=2)
+    assert np.array_equal(embedding.embed([TOKENS])[0], outputs((static, static_scale))[1])
+    embedding.close()
+    context.close()
+    model.close()
 
 
 @pytest.mark.parametrize(

@@ -154,6 +154,20 @@ def test_adapters_of_the_catalog_hold_for_every_request(
     assert vectors[0] != vectors[1]
 
 
+def test_adapters_to_choose_from_are_counted_with_the_model(tmp_path: Path) -> None:
+    path = write_lora(tmp_path / "style.gguf")
+    needed = []
+    for engine in ({}, {"adapters": [{"name": "style", "path": "style.gguf", "scale": 0.5}]}):
+        stored = Stored(tmp_path, **engine)
+        stored.load.try_out(stored.source)
+        needed.append(stored.load.needed_bytes(stored.source))
+    assert needed[1] - needed[0] == path.stat().st_size
+    loaded = stored.load(stored.source, 2**30)
+    assert loaded.adapters == {"style": 0.5}
+    loaded.close()
+
+
+@pytest.mark.parametrize("role", [{"lora": [{}]}, {"adapters": [{"name": "style"}]}])
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
@@ -164,12 +178,13 @@ def test_adapters_of_the_catalog_hold_for_every_request(
     ],
 )
 def test_an_adapter_that_does_not_fit_is_refused_and_the_process_lives(
-    tmp_path: Path, fields: dict[str, object] | None, reason: str
+    tmp_path: Path, fields: dict[str, object] | None, reason: str, role: dict[str, list[dict[str, str]]]
 ) -> None:
     path = tmp_path / "style.gguf"
+    engine = {key: [one | {"path": "style.gguf"} for one in adapters] for key, adapters in role.items()}
     if fields is not None:
         write_lora(path, **fields)  # type: ignore[arg-type]
-    stored = Stored(tmp_path, lora=[{"path": "style.gguf"}])
+    stored = Stored(tmp_path, **engine)
     with pytest.raises(ModelFileError, match=reason):
         stored.load.try_out(stored.source)
     write_lora(path)  # another file: it is tried anew

@@ -41,6 +41,9 @@ models:
       lora:
         - path: adapter.gguf
         - {path: /abs/adapter.gguf, scale: 0.5}
+      adapters:
+        - {name: formal, path: formal.gguf}
+        - {name: legal.v2, path: /abs/legal.gguf, scale: -0.5}
     keep_alive: 10m
     preload: true
     memory_hint: 1.5 GB
@@ -106,6 +109,10 @@ def test_every_field_is_read(catalog: Catalog, path: Path) -> None:
         (str(path.parent / "adapter.gguf"), 1.0),
         ("/abs/adapter.gguf", 0.5),
     ]
+    assert [(one.name, one.path, one.scale) for one in engine.adapters] == [
+        ("formal", str(path.parent / "formal.gguf"), 1.0),
+        ("legal.v2", "/abs/legal.gguf", -0.5),
+    ]
 
 
 def test_what_is_not_written_has_its_default(catalog: Catalog) -> None:
@@ -169,6 +176,12 @@ def test_memory_is_bytes(load: Load, written: str, num_bytes: int) -> None:
         ("engine: {slots: 0}", "engine.slots"),
         ("engine: {kv_type_k: q9_9}", "engine.kv_type_k"),
         ("engine: {lora: [{path: a, scale: x}]}", "engine.lora.0.scale"),
+        ("engine: {adapters: [{name: a}]}", "engine.adapters.0.path"),
+        ("engine: {adapters: [{path: a}]}", "engine.adapters.0.name"),
+        ('engine: {adapters: [{name: "a:1", path: a}]}', "engine.adapters.0.name"),
+        ("engine: {adapters: [{name: a, path: a, scale: 4.1}]}", "engine.adapters.0.scale"),
+        ("engine: {adapters: [{name: a, path: a, scale: .nan}]}", "engine.adapters.0.scale"),
+        ("engine: {adapters: [{name: a, path: a}, {name: a, path: b}]}", "engine.adapters"),
         ("engine: 7", "engine"),
         ("quant: Q4_0, file: a.gguf", "the entry"),
     ],

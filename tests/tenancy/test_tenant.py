@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nexa_runtime.errors import InvalidTenantIdError
+from nexa_runtime.lora import AdapterChoice
 from nexa_runtime.tenancy.tenant import (
     LIMIT_KEYS,
     TENANT_ID,
@@ -62,6 +63,45 @@ def test_a_long_bad_id_is_not_repeated_in_full() -> None:
     with pytest.raises(InvalidTenantIdError) as caught:
         check_tenant_id("X" * 10_000)
     assert str(caught.value).count("X") == 64
+
+
+@pytest.mark.parametrize(
+    ("value", "lora"),
+    [
+        ("formal", (("formal", None),)),
+        (" formal:0.5 , legal.v2:-1,", (("formal", 0.5), ("legal.v2", -1.0))),
+        (["a:4", "b:.5", "c:0"], (("a", 4.0), ("b", 0.5), ("c", 0.0))),
+    ],
+)
+def test_default_adapters_are_names_with_or_without_scales(value: object, lora: AdapterChoice) -> None:
+    limits = limits_of({"NEXA_LORA": value})
+    assert limits.lora == lora
+    assert parse_limits({"NEXA_LORA": describe(limits)["NEXA_LORA"]}).limits == limits
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(
+            "a:",
+            ":1",
+            "a:x",
+            "a:nan",
+            "a:inf",
+            "a:4.01",
+            "a:-4.5",
+            "a:1:2",
+            "a b",
+            "-a",
+            "a:+1",
+            "a:--1",
+            "a:1e0",
+        ),
+        *("a,a", "a:1,a:2", "a,b,c,d,e", "x" * 65, [], [1], 7, True, {"a": 1}, "a:\u0661", ","),
+    ],
+)
+def test_any_other_default_adapters_are_refused(value: object) -> None:
+    assert is_refused("NEXA_LORA", value)
 
 
 def test_the_seeds_values_are_read() -> None:
