@@ -15,7 +15,6 @@ AdapterChoice = tuple[tuple[str, float | None], ...]
 """What somebody asks for: names, each once, and scales; None: the adapter's own."""
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
-NAME_RULE = 'up to 64 letters, digits, ".", "_" and "-"'
 
 MAX_CHOSEN = 4
 """Adapters that are on at once."""

@@ -103,6 +103,7 @@ class AdapterTurns:
     def _goes_on(self, running: list[Sequence]) -> bool:
         return (
             bool(self._paid)
+            and self._sets.get(self._adapters) is self.current
             and self._num_steps < TURN_STEPS
             and self._spent_s < TURN_S
             and any(

@@ -19,6 +19,7 @@ from nexa_runtime.engine.sequence import FinishReason, TenantShare, Tokens
 from nexa_runtime.errors import DecodeError, LlamaGuardError, ShuttingDownError
 from nexa_runtime.llama import Batch, Context, ContextParams, DecodeStatus, Model, SamplingParams
 from nexa_runtime.llama.context import Logits
+from nexa_runtime.lora import NO_ADAPTERS, AdapterSet
 from tests.support import NEAR_TIE, assert_same_or_near_tie, books_agree, wait_until
 
 GREEDY = SamplingParams(temperature=0.0)
@@ -116,11 +117,12 @@ class Harness:
         stops: tuple[str, ...] = (),
         ignore_eos: bool = False,
         namespace: str = "demo",
+        adapters: AdapterSet = NO_ADAPTERS,
     ) -> int:
         key = next(self._keys)
         prompt = self.prompt(question)
         request = GenerationRequest(
-            prompt, max_new, sampling, SHARE, namespace, stops=stops, ignore_eos=ignore_eos
+            prompt, max_new, sampling, SHARE, namespace, adapters, stops=stops, ignore_eos=ignore_eos
         )
         self.engine.submit(key, request)
         return key

@@ -54,7 +54,8 @@ def logits_of(context: Context, adapters: AdapterSet) -> Row:
     batch = context.make_batch()
     batch.add(0, TOKENS, 0, wants_logits=True)
     assert context.decode(batch) is DecodeStatus.OK
-    return context.logits(1)[0].copy()
+    row: Row = context.logits(1)[0].copy()
+    return row
 
 
 @pytest.mark.parametrize("static_scale", [0.0, 0.3])
