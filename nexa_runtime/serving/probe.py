@@ -224,11 +224,7 @@ def _try(
 ) -> str:
     """In the child: load, render, compute."""
     try:
-        model = Model.load(*paths, gpu_layers=0)
-        for path, scale in adapters:
-            model.add_adapter(Path(path), scale)
-        for name, path in named:
-            model.name_adapter(name, Path(path))
+        model = _load(paths, adapters, named)
         vocab = model.vocab
         text = "Hello"
         if model.can_generate:
@@ -251,6 +247,17 @@ def _try(
         return f"its chat template is refused: {error.message}"
     except MemoryError:
         return "loading it took too much memory"
+
+
+def _load(
+    paths: Sequence[Path], adapters: Sequence[tuple[str, float]], named: Sequence[tuple[str, str]]
+) -> Model:
+    model = Model.load(*paths, gpu_layers=0)
+    for path, scale in adapters:
+        model.add_adapter(Path(path), scale)
+    for name, path in named:
+        model.name_adapter(name, Path(path))
+    return model
 
 
 def _try_input(model: Model, tokens: Tokens) -> str:
