@@ -1,5 +1,6 @@
 """Fixtures: the bundled model, loaded once, and servers on real sockets."""
 
+import os
 import signal
 from collections.abc import Callable, Iterator
 
@@ -22,6 +23,14 @@ _THOUGHT = (
     "{%- endif -%}"
 )
 _THINKS = "{%- if thinking is not false -%}{{- '<think>\\n' -}}{%- endif -%}"
+
+
+def pytest_configure() -> None:
+    """Workers have a core each: llama.cpp's threads of one would wait for those of another."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    if worker is not None and hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 
 
 @pytest.fixture(scope="session")

@@ -123,8 +123,8 @@ class Loader:
         try:
             for adapter in options.lora:
                 model.add_adapter(Path(adapter.path), adapter.scale)
-            if options.adapters and model.is_encoder:
-                raise ModelFileError(model.path, "it has adapters to choose from, and only embeds")
+            if options.adapters and not model.can_generate:
+                raise ModelFileError(model.path, "it has adapters to choose from, and does not generate")
             for named in options.adapters:
                 model.name_adapter(named.name, Path(named.path))
             need = self._need(source)

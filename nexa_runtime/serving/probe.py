@@ -224,11 +224,7 @@ def _try(
 ) -> str:
     """In the child: load, render, compute."""
     try:
-        model = Model.load(*paths, gpu_layers=0)
-        for path, scale in adapters:
-            model.add_adapter(Path(path), scale)
-        for name, path in named:
-            model.name_adapter(name, Path(path))
+        model = _load(paths, adapters, named)
         vocab = model.vocab
         text = "Hello"
         if model.can_generate:
@@ -240,6 +236,8 @@ def _try(
             if (length := max(map(len, texts))) > _MAX_PROMPT_LENGTH:
                 return f"its chat template makes {length} characters of one word"
         tokens = vocab.tokenize(text, parse_special=True, add_special=True)[:32]
+        if not model.can_generate:
+            return _try_input(model, tokens)
         return _try_computing(model, tokens, [name for name, _ in named])
     except TemplateSyntaxError as error:
         return f"its chat template is not valid Jinja ({error})"
@@ -251,6 +249,17 @@ def _try(
         return "loading it took too much memory"
 
 
+def _load(
+    paths: Sequence[Path], adapters: Sequence[tuple[str, float]], named: Sequence[tuple[str, str]]
+) -> Model:
+    model = Model.load(*paths, gpu_layers=0)
+    for path, scale in adapters:
+        model.add_adapter(Path(path), scale)
+    for name, path in named:
+        model.name_adapter(name, Path(path))
+    return model
+
+
 def _try_input(model: Model, tokens: Tokens) -> str:
     """In the child, for a model that only embeds or ranks."""
     EmbeddingContext(model, max_tokens=64, num_threads=1).embed([tokens])
@@ -260,9 +269,7 @@ def _try_input(model: Model, tokens: Tokens) -> str:
 
 
 def _try_computing(model: Model, tokens: Tokens, named: Sequence[str]) -> str:
-    """What is wrong with the next token, with each adapter at its strongest; empty if nothing is."""
-    if not model.can_generate:
-        return _try_input(model, tokens)
+    """In the child, for a model that generates, with each adapter at its strongest."""
     context = Context(model, ContextParams(256, 1, 64, 1, 1))
     if problem := _compute(context, tokens, NO_ADAPTERS):
         return problem

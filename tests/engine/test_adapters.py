@@ -76,7 +76,7 @@ def test_little_memory_mixes_no_sets(make: Callable[..., Harness]) -> None:
     harness = make(slots=4, num_cells=512, host_bytes=100_000_000, max_warm_cells=0)
     story = "Please be kind and polite. " * 16
     keys = []
-    for _ in range(3):
+    for _ in range(2):
         for adapters in CITIES:
             keys.append((harness.submit(story + FRANCE, adapters=adapters, max_new=24), adapters))
     harness.run()

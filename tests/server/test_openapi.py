@@ -3,10 +3,10 @@
 Schemathesis asks what the document describes; hypothesis' own tests of bodies are in ``test_protocol_any``.
 """
 
-import copy
 import json
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +19,7 @@ from nexa_runtime.server.errors import is_anthropic
 from nexa_runtime.server.openapi import document
 from nexa_runtime.server.protocol.endpoints import ENDPOINTS, HTML, Endpoint
 from nexa_runtime.server.protocol.parameters import Support
+from tests.hub_models import DEMO, demo_hub
 from tests.llama.reranker import write_encoder
 from tests.support import EventStream, LiveServer, free_settings
 
@@ -39,7 +40,7 @@ def closed(schema: Any) -> Any:
     return {"additionalProperties": False, **found} if "properties" in found else found
 
 
-COMPONENTS = closed(copy.deepcopy(DOCUMENT["components"]))
+COMPONENTS = closed(DOCUMENT["components"])
 
 
 def check(value: object, schema: Json) -> None:
@@ -262,6 +263,26 @@ def test_what_is_read_is_what_is_described(server: LiveServer, path: str, url: s
     check(response.json(), content("get", path)["application/json"]["schema"])
 
 
+def test_what_becomes_of_a_model_is_what_is_described(
+    tmp_path: Path, make_server: Callable[..., LiveServer]
+) -> None:
+    with demo_hub() as hub:
+        folders = {"NEXA_MODEL_STORE": str(tmp_path / "store"), "NEXA_STATE_DIR": str(tmp_path / "state")}
+        server = make_server(**folders, NEXA_CTX_SIZE=2048, HF_ENDPOINT=hub.url, HF_HUB_OFFLINE="0")
+        pull = "/admin/models/pull"
+        with server.http.stream("POST", pull, json={"model": DEMO}) as response:
+            *events, last = EventStream(response).events()
+        assert last == "[DONE]"
+        assert events
+        for event in events:
+            check(event, content("post", pull)["text/event-stream"]["x-nexa-event"])
+        for act in ("load", "unload"):
+            response = server.http.post(f"/admin/models/{DEMO}:Q4_K_M/{act}")
+            assert response.status_code == 200
+            described = content("post", f"/admin/models/{{name}}/{act}")
+            check(response.json(), described["application/json"]["schema"])
+
+
 @pytest.mark.parametrize("endpoint", [one for one in ENDPOINTS if one.request], ids=lambda one: one.path)
 def test_an_example_is_a_body_that_is_taken(
     server: LiveServer, ranker: LiveServer, endpoint: Endpoint
@@ -355,7 +376,7 @@ CONFIG = SchemathesisConfig.from_dict(
         "parameters": {"X-Tenant-Id": "demo"},
     }
 )
-schema = schemathesis.openapi.from_dict(DOCUMENT, config=CONFIG)
+API = schemathesis.openapi.from_dict(DOCUMENT, config=CONFIG)
 
 
 def errors_are_in_shape(_: object, response: schemathesis.Response, case: schemathesis.Case[Any]) -> None:
@@ -374,7 +395,7 @@ def events_are_as_described(_: object, response: schemathesis.Response, case: sc
             check(json.loads(data), described)
 
 
-@schema.parametrize()
+@API.parametrize()
 def test_whatever_is_asked_is_answered_as_described(
     case: schemathesis.Case[Any], bounded: LiveServer
 ) -> None:
