@@ -1,8 +1,8 @@
 """What becomes of every field of a request: honoured, harmless, refused, or unknown.
 
-Owns one table per endpoint. A field that would change the answer and is not supported yet is refused by name,
-unless its value asks for nothing; a harmless one is accepted; an unknown one is accepted and named to the
-client. Nothing is ignored silently.
+Owns tables of fields, and the one way from a body to a request by such a table; routes call it. A field that
+would change the answer and is not supported yet is refused by name, unless its value asks for nothing; a
+harmless one is accepted; an unknown one is accepted and named to the client. Nothing is ignored silently.
 """
 
 from collections.abc import Callable, Mapping
