@@ -5,7 +5,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -110,8 +110,17 @@ class LiveServer:
         return not (stats.num_running or stats.num_waiting or self.app.dispatcher.num_open)
 
     def has_clean_books(self) -> bool:
-        """Whether llama.cpp holds what the books say, and the books hold only what has ended. When idle."""
-        return books_agree(self.engine)
+        """Whether llama.cpp holds what the books say, and the books hold only what has ended. When idle.
+
+        The engine may still move to host memory what has just ended; so a disagreement is looked at again.
+        """
+
+        def agree() -> bool:
+            with suppress(AssertionError, RuntimeError):
+                return books_agree(self.engine)
+            return False
+
+        return wait_until(agree) or books_agree(self.engine)
 
     def stop(self) -> None:
         """Shut down as on SIGTERM; a second call does nothing."""
