@@ -92,6 +92,12 @@ def test_what_is_refused(
     assert (response.status_code, response.json()["error"]["param"]) == (status, param)
 
 
+@pytest.mark.parametrize("tokens", ["a", [1, "a"], ["a"], [[1]], [1.0], [None]])
+def test_what_is_no_list_of_tokens_is_said_to_be_none(tokens: object) -> None:
+    with pytest.raises(InvalidRequestError, match=r"^tokens: must be a list of token ids\.$"):
+        parse(DetokenizeRequest, {"tokens": tokens})
+
+
 def test_tokens_that_make_too_much_text_are_refused(model: Model) -> None:
     pieces = model.vocab.special_pieces
     longest = max(range(model.vocab.size), key=lambda token: len(pieces[token]))

@@ -12,7 +12,7 @@ from pydantic import Field, field_validator
 from nexa_runtime.errors import InvalidRequestError
 from nexa_runtime.llama import Vocab
 from nexa_runtime.server.protocol.parameters import Support
-from nexa_runtime.server.protocol.wire import TOKENS_SCHEMA, WireModel, check_texts_or_tokens
+from nexa_runtime.server.protocol.wire import TOKENS_SCHEMA, WireModel, check_token_ids
 from nexa_runtime.serving.prompts import Tokens
 
 MAX_CHARS = 2**20
@@ -45,13 +45,10 @@ class DetokenizeRequest(WireModel):
     @field_validator("tokens", mode="plain")
     @classmethod
     def _check_tokens(cls, value: object) -> list[int]:
-        if value == []:
-            return []
-        if isinstance(value, list) and type(value[0]) is int:
-            (tokens,) = check_texts_or_tokens(value, 1)
-            if isinstance(tokens, list):
-                return tokens
-        raise ValueError("must be a list of token ids")
+        shape = "must be a list of token ids"
+        if not isinstance(value, list):
+            raise ValueError(shape)
+        return check_token_ids(value, shape) if value else []
 
 
 def tokenized(request: TokenizeRequest, vocab: Vocab) -> bytes:

@@ -111,14 +111,14 @@ def check_texts_or_tokens(value: object, max_items: int) -> list[str | list[int]
     if not isinstance(value, list) or not value:
         raise ValueError(shape)
     if type(value[0]) is int:
-        return [_token_ids(value, shape)]
+        return [check_token_ids(value, shape)]
     if len(value) > max_items:
         raise ValueError(f"must have at most {max_items} entries")
     kinds = set(map(type, value))
     if kinds == {str}:
         return list(value)
     if kinds == {list}:
-        return [_token_ids(item, shape) for item in value]
+        return [check_token_ids(item, shape) for item in value]
     raise ValueError(shape)
 
 
@@ -137,7 +137,8 @@ def texts_or_tokens_schema(max_items: int) -> JsonDict:
     return {"anyOf": [{"type": "string"}, texts, tokens, lists]}
 
 
-def _token_ids(value: list[object], shape: str) -> list[int]:
+def check_token_ids(value: list[object], shape: str) -> list[int]:
+    """At least one token id. ``shape``: what to say of a list of other things."""
     if len(value) > MAX_TOKEN_IDS:
         raise ValueError(f"must have at most {MAX_TOKEN_IDS} token ids")
     if set(map(type, value)) != {int}:
