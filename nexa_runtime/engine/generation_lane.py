@@ -4,7 +4,6 @@ Owns each sequence's detokenizer and the bridge between requests and the schedul
 the engine thread only.
 """
 
-import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from nexa_runtime.engine.sequence import Advance, FinishReason, Sequence, StepPl
 from nexa_runtime.errors import DecodeError, NexaError, QueueTimeoutError
 from nexa_runtime.llama import SamplingParams, TokenLogprobs, TokenMask, Vocab
 from nexa_runtime.lora import NO_ADAPTERS, AdapterSet
-from nexa_runtime.telemetry import get_logger
+from nexa_runtime.telemetry import get_logger, is_debugging
 
 _log = get_logger("engine")
 
@@ -237,7 +236,7 @@ class GenerationLane:
     def _count(self, plan: StepPlan, elapsed_s: float) -> None:
         self.totals.add(plan, elapsed_s)
         self._since_idle.add(plan, elapsed_s)
-        if not _log.is_enabled_for(logging.DEBUG):
+        if not is_debugging():
             return
         _log.debug(
             "step",

@@ -20,7 +20,7 @@ from nexa_runtime.engine.scheduler import SchedulerStats, TenantCounts
 from nexa_runtime.engine.sequence import TenantShare
 from nexa_runtime.errors import NexaError, ShuttingDownError
 
-_COUNT_INTERVAL_S = 1.0
+_COUNT_INTERVAL_S = 0.1
 
 News = Delta | Embedded
 
@@ -50,10 +50,10 @@ class ModelEngine:
         self.wake: Callable[[], None] = lambda: None
         """Set by the engine: makes its thread look into the inboxes."""
         self.is_stopping = False
-        self.stats = self._count()
-        """Counts after the last step; any thread may read it."""
+        self.stats = SchedulerStats()
+        """Counts of all sequences; any thread may read it. Up to a tenth of a second old while steps run."""
         self.tenant_counts: dict[str, TenantCounts] = {}
-        """The same by tenant; up to a second old while steps run."""
+        """The same by tenant."""
         self._counted_at = 0.0
         self._news: list[News] = []
         self._inbox: deque[_Submit | _Abort | _UpdateShare] = deque()
@@ -119,11 +119,10 @@ class ModelEngine:
         """Take the inbox in and do one step; False when there was nothing to do."""
         self.take_inbox()
         is_busy = self._step_lane()
-        self.stats = self._count()
         now = time.monotonic()
-        if self.generation is not None and now - self._counted_at > _COUNT_INTERVAL_S:
+        if now - self._counted_at > _COUNT_INTERVAL_S:
             self._counted_at = now
-            self.tenant_counts = self.generation.scheduler.tenant_counts()
+            self._count()
         return is_busy
 
     def take_inbox(self) -> None:
@@ -156,10 +155,9 @@ class ModelEngine:
 
     def rest(self) -> None:
         """There is nothing to do for now."""
-        self.stats = self._count()
+        self._count()
         if self.generation is not None:
             self.generation.log_idle()
-            self.tenant_counts = self.generation.scheduler.tenant_counts()
 
     def fail_all(self, error: NexaError) -> None:
         """End whatever lives here."""
@@ -167,7 +165,7 @@ class ModelEngine:
             self.generation.fail_all(error, self._news.append)
         if self.embedding is not None:
             self.embedding.fail_all(error, self._news.append)
-        self.stats = self._count()
+        self._count()
 
     def end(self) -> None:
         """End whatever lives here, for good; from now on nothing touches the contexts."""
@@ -209,5 +207,7 @@ class ModelEngine:
         if self.embedding is not None:
             self.embedding.abort(key)
 
-    def _count(self) -> SchedulerStats:
-        return SchedulerStats() if self.generation is None else self.generation.stats()
+    def _count(self) -> None:
+        if self.generation is not None:
+            self.stats = self.generation.stats()
+            self.tenant_counts = self.generation.scheduler.tenant_counts()

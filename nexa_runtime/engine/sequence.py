@@ -8,7 +8,7 @@ tokens *computed* (in the KV cache), and each step lets some of the computed cat
 constraint may say which tokens must follow a sampled one: these are known at once, and computed together.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 import numpy as np
@@ -235,16 +235,16 @@ class StepPlan:
 
     chunks: tuple[Chunk, ...]
     operations: tuple[KvOperation, ...]
+    num_rows: int = field(init=False)
+    """Tokens computed."""
+    num_decode_rows: int = field(init=False)
+    """Rows that continue an answer."""
 
-    @property
-    def num_rows(self) -> int:
-        """Tokens computed."""
-        return sum(chunk.count for chunk in self.chunks)
-
-    @property
-    def num_decode_rows(self) -> int:
-        """Rows that continue an answer."""
-        return sum(chunk.count for chunk in self.chunks if chunk.is_decode)
+    def __post_init__(self) -> None:
+        """Count once what is asked for again and again."""
+        object.__setattr__(self, "num_rows", sum([chunk.count for chunk in self.chunks]))
+        num_decode_rows = sum([chunk.count for chunk in self.chunks if chunk.is_decode])
+        object.__setattr__(self, "num_decode_rows", num_decode_rows)
 
     @property
     def is_mixed(self) -> bool:

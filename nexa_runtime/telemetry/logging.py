@@ -13,6 +13,9 @@ from typing import TextIO, cast
 import structlog
 from structlog.typing import FilteringBoundLogger, Processor
 
+_LEVEL = logging.getLogger("nexa_runtime")
+"""Only for its level, which it looks up faster than a logger of ours can be made."""
+
 
 def configure_logging(level: str) -> None:
     """Set the least severe level written; one of Python's level names in upper case."""
@@ -38,6 +41,7 @@ def configure_logging(level: str) -> None:
         logger_factory=structlog.PrintLoggerFactory(cast(TextIO, _Stderr())),
         cache_logger_on_first_use=False,
     )
+    _LEVEL.setLevel(level)
     logging.captureWarnings(True)
     logging.basicConfig(level=logging.WARNING, handlers=[_Forward()], force=True)
 
@@ -59,6 +63,11 @@ class _Forward(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         get_logger(record.name).log(record.levelno, "library", text=record.getMessage())
+
+
+def is_debugging() -> bool:
+    """Whether lines of level DEBUG are written."""
+    return _LEVEL.isEnabledFor(logging.DEBUG)
 
 
 def get_logger(name: str) -> FilteringBoundLogger:
