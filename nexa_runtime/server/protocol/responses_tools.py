@@ -11,7 +11,13 @@ from pydantic import Discriminator, Tag
 
 from nexa_runtime.chat.messages import Tool, ToolChoice, ToolMode
 from nexa_runtime.errors import InvalidRequestError, UnsupportedParameterError
-from nexa_runtime.server.protocol.tools import FunctionWire, checked_tools, make_tool, read_tool_choice
+from nexa_runtime.server.protocol.tools import (
+    FunctionWire,
+    checked_choice,
+    checked_tools,
+    make_tool,
+    read_tool_choice,
+)
 from nexa_runtime.server.protocol.wire import WireModel
 
 
@@ -57,13 +63,10 @@ def read_flat_choice(value: str | dict[str, Any] | None, tools: Sequence[Tool]) 
     kind, name = value.get("type"), value.get("name")
     if isinstance(kind, str) and kind != "function":
         raise UnsupportedParameterError("tool_choice", f"this server takes a function, not {kind[:50]!r}")
-    if kind is None or not isinstance(name, str):
+    if kind != "function" or not isinstance(name, str):
         message = 'tool_choice: must be like {"type": "function", "name": "..."}.'
         raise InvalidRequestError(message, param="tool_choice")
-    if all(tool.name != name for tool in tools):
-        param = "tool_choice.name"
-        raise InvalidRequestError(f"{param}: is the name of no tool.", param=param)
-    return ToolChoice(ToolMode.NAMED, name)
+    return checked_choice(ToolChoice(ToolMode.NAMED, name), tools, "tool_choice.name")
 
 
 def tools_body(tools: Sequence[Tool]) -> list[dict[str, object]]:

@@ -148,7 +148,7 @@ def _named(value: dict[str, Any]) -> ToolChoice:
         raise UnsupportedParameterError("tool_choice", f"this server takes a function, not {kind[:50]!r}")
     function = value.get("function")
     name = function.get("name") if isinstance(function, dict) else None
-    if kind is None or not isinstance(name, str):
+    if kind != "function" or not isinstance(name, str):
         message = 'tool_choice: must be like {"type": "function", "function": {"name": "..."}}.'
         raise InvalidRequestError(message, param="tool_choice")
     return ToolChoice(ToolMode.NAMED, name)
