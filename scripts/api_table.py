@@ -16,13 +16,16 @@ END = "<!-- end of the table -->\n"
 
 
 def table(endpoints: Sequence[Endpoint] = ENDPOINTS) -> str:
-    """A row for each endpoint and each thing that may become of its fields."""
-    rows = ["| endpoint | | parameters |", "|---|---|---|"]
+    """A row for each body and each thing that may become of its fields."""
+    takers: dict[object, list[Endpoint]] = {}
     for endpoint in endpoints:
+        takers.setdefault(endpoint.request, []).append(endpoint)
+    rows = ["| endpoint | | parameters |", "|---|---|---|"]
+    for same in takers.values():
+        paths = ", ".join(f"`{endpoint.path}`" for endpoint in same)
         for support in Support:
-            if names := endpoint.of(support):
-                cells = f"`{endpoint.path}`", support.value, ", ".join(f"`{name}`" for name in names)
-                rows.append(f"| {' | '.join(cells)} |")
+            if names := same[0].of(support):
+                rows.append(f"| {paths} | {support.value} | {', '.join(f'`{name}`' for name in names)} |")
     return "".join(f"{row}\n" for row in rows)
 
 

@@ -8,12 +8,21 @@ import pytest
 
 from nexa_runtime.llama import Model
 from nexa_runtime.serving.library import DEMO_PATH
+from nexa_runtime.store.gguf import read_header
 from nexa_runtime.telemetry import configure_logging
-from tests.support import LiveServer, free_settings
+from tests.support import LiveServer, copy_model, free_settings
 
 configure_logging("INFO")
 # Started in the background of a script, these tests and every command they start would ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+_THOUGHT = (
+    "{%- if message.reasoning_content -%}"
+    "{{- '<think>' + message.reasoning_content + '</think>' -}}"
+    "{%- endif -%}"
+)
+_THINKS = "{%- if thinking is not false -%}{{- '<think>\\n' -}}{%- endif -%}"
 
 
 def pytest_configure() -> None:
@@ -53,6 +62,21 @@ def bounded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
         "HF_HUB_OFFLINE": "1",
     }
     with LiveServer(free_settings(**settings)) as live:
+        yield live
+
+
+@pytest.fixture(scope="session")
+def thinker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    """The demo model with a template that opens its thinking, unless that is switched off."""
+    template = str(read_header(DEMO_PATH).metadata["tokenizer.chat_template"])
+    said = "{{- '<|im_start|>assistant\\n' -}}{{- answer -}}"
+    opens = "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}"
+    assert said in template
+    assert opens in template
+    template = template.replace(said, said.replace("{{- answer", _THOUGHT + "{{- answer"))
+    template = template.replace(opens, opens + _THINKS)
+    path = copy_model(tmp_path_factory.mktemp("models") / "thinker.gguf", chat_template=template)
+    with LiveServer(free_settings(NEXA_MODEL_ID=str(path), NEXA_CTX_SIZE=2048)) as live:
         yield live
 
 

@@ -79,6 +79,12 @@ def is_anthropic(path: str) -> bool:
     return path == _ANTHROPIC_PATH or path.startswith(f"{_ANTHROPIC_PATH}/")
 
 
+def anthropic_type(status: int) -> str:
+    """Anthropic's ``type`` of an error with this status."""
+    other = "invalid_request_error" if status < 500 else "api_error"
+    return _ANTHROPIC_TYPES.get(status, other)
+
+
 def status_of(error: Exception) -> int:
     """The status of an error; 500 for what is not ours."""
     return status_of_class(type(error))
@@ -167,8 +173,7 @@ def _anthropic_body(fault: _Fault, request_id: str) -> dict[str, object]:
     param, message = fault.param, fault.message
     if param is not None and param not in message:
         message = f"{param}: {message}"
-    other = "invalid_request_error" if fault.status < 500 else "api_error"
-    error: dict[str, object] = {"type": _ANTHROPIC_TYPES.get(fault.status, other), "message": message}
+    error: dict[str, object] = {"type": anthropic_type(fault.status), "message": message}
     if param in _ANTHROPIC_DETAILS:
         error["details"] = _ANTHROPIC_DETAILS[param]
     return {"type": "error", "error": error, "request_id": request_id}

@@ -19,10 +19,10 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, JsonSchemaV
 from pydantic_core import core_schema
 
 from nexa_runtime import __version__, errors
-from nexa_runtime.server.errors import status_of_class
-from nexa_runtime.server.protocol.endpoints import ENDPOINTS, Access, Endpoint
+from nexa_runtime.server.errors import anthropic_type, status_of_class
+from nexa_runtime.server.protocol.anthropic_shapes import AnthropicErrorBody
+from nexa_runtime.server.protocol.endpoints import ENDPOINTS, EVENTS, Access, Endpoint
 from nexa_runtime.server.protocol.parameters import Support
-from nexa_runtime.server.protocol.shapes import ErrorBody
 from nexa_runtime.tenancy.tenant import TENANT_ID
 
 Json = dict[str, Any]
@@ -30,7 +30,8 @@ Json = dict[str, Any]
 _ABOUT = (
     "A multi-tenant runtime for local language models. Any field of a body that is not required may be null."
     " Fields that are not known are accepted and named in `x-nexa-ignored`. A path that does not exist is"
-    " answered with 404, a method that a path does not take with 405, both in the shape of `ErrorBody`."
+    " answered with 404, a method that a path does not take with 405, both in the shape of `ErrorBody`, and"
+    " under `/v1/messages` in that of `AnthropicErrorBody`."
 )
 
 _RATE_HEADERS = {
@@ -47,11 +48,16 @@ _RETRY_HEADERS = {
 }
 _HEADERS = {
     "x-request-id": "The request's id, the client's own if it sent a sane one.",
+    "request-id": "The same, where Anthropic's clients look for it.",
     "x-nexa-ignored": "Fields of the body that nobody read.",
     "x-nexa-clamped": "To what the number of output tokens was lowered.",
+    "x-nexa-lora": "The adapters that the answer was computed with, each with its scale.",
     **_RATE_HEADERS,
     **_RETRY_HEADERS,
 }
+
+_ANSWER_HEADERS = ("x-nexa-clamped", "x-nexa-lora")
+"""Of answers that are generated."""
 
 _INTERNAL = (
     errors.ConfigError, errors.ModelFileError, errors.ClientError, errors.SourceUnavailableError,
@@ -79,14 +85,17 @@ def document(endpoints: Sequence[Endpoint] = ENDPOINTS) -> Json:
     paths: dict[str, Json] = {}
     for endpoint in endpoints:
         paths.setdefault(endpoint.path, {})[endpoint.method.lower()] = _operation(endpoint, schemas)
-    statuses = sorted({status for endpoint in endpoints for status in endpoint.statuses})
+    refused = dict.fromkeys((status, one.error) for one in endpoints for status in one.statuses)
     return {
         "openapi": "3.1.0",
         "info": {"title": "Nexa Runtime", "version": __version__, "description": _ABOUT},
         "paths": paths,
         "components": {
             "schemas": components,
-            "responses": {f"error_{status}": _error(status, schemas) for status in statuses},
+            "responses": {
+                _error_name(status, kind, schemas): _error(status, kind, schemas)
+                for status, kind in sorted(refused, key=lambda one: one[0])
+            },
             "headers": {
                 name: {"description": text, "schema": {"type": "string"}} for name, text in _HEADERS.items()
             },
@@ -122,7 +131,7 @@ def _schemas(endpoints: Sequence[Endpoint]) -> tuple[Mapping[object, JsonSchemaV
     answers: dict[Any, None] = dict.fromkeys(
         kind
         for one in endpoints
-        for kind in (ErrorBody, one.answer, one.event, *one.others.values())
+        for kind in (one.error, one.answer, one.event, *one.others.values())
         if kind is not None
     )
     inputs: list[tuple[object, JsonSchemaMode, TypeAdapter[Any]]] = [
@@ -136,15 +145,25 @@ def _schemas(endpoints: Sequence[Endpoint]) -> tuple[Mapping[object, JsonSchemaV
     )
     schemas = {kind: schema for (kind, _), schema in found.items()}
     components: Json = shared["$defs"]
-    for one in endpoints:
+    for one in {one.request: one for one in endpoints}.values():
         if one.request is not None:
-            properties = components[_target(schemas[one.request])]["properties"]
-            for name in one.of(Support.HARMLESS):
-                properties.setdefault(name, {"description": "Accepted; changes nothing in the answer."})
+            _put_support(components[_target(schemas[one.request])]["properties"], one)
     for component in components.values():
         if "description" in component:
             component["description"] = " ".join(component["description"].replace("``", "`").split())
     return schemas, components
+
+
+def _put_support(properties: Json, endpoint: Endpoint) -> None:
+    """Say of a body what its type cannot: what becomes of its fields, and that they may be null."""
+    for name in endpoint.of(Support.REFUSED):
+        properties.pop(name, None)
+    for name in endpoint.of(Support.HARMLESS):
+        properties.setdefault(name, {"description": "Accepted; changes nothing in the answer."})
+    for name, schema in properties.items():
+        if "default" in schema:
+            default = schema.pop("default")
+            properties[name] = {"anyOf": [schema, {"type": "null"}], "default": default}
 
 
 def _target(schema: JsonSchemaValue) -> str:
@@ -194,28 +213,35 @@ def _responses(endpoint: Endpoint, schemas: Mapping[object, JsonSchemaValue]) ->
     if endpoint.answer is not None:
         content[endpoint.answer_type] = {"schema": schemas[endpoint.answer]}
     if endpoint.event is not None:
-        event = {"anyOf": [schemas[endpoint.event], schemas[ErrorBody]]}
-        content[endpoint.stream_type] = {"x-nexa-event": event}
-    headers = ["x-request-id"]
+        content[EVENTS] = {"x-nexa-event": schemas[endpoint.event]}
+    headers = _id_headers(endpoint.error)
     if endpoint.request is not None:
         headers.append("x-nexa-ignored")
     if endpoint.access is Access.TENANT:
-        headers += [*(["x-nexa-clamped"] if endpoint.event is not None else []), *_RATE_HEADERS]
-    yield "200", {"description": "The answer", "headers": _headers(headers), "content": content}
+        headers += [*(_ANSWER_HEADERS if endpoint.event is not None else []), *_RATE_HEADERS]
+    if content:
+        yield "200", {"description": "The answer", "headers": _headers(headers), "content": content}
     for status, kind in endpoint.others.items():
         described = {"application/json": {"schema": schemas[kind]}}
         yield str(status), {"description": HTTPStatus(status).phrase, "content": described}
     for status in endpoint.statuses:
-        yield str(status), {"$ref": f"#/components/responses/error_{status}"}
+        name = _error_name(status, endpoint.error, schemas)
+        yield str(status), {"$ref": f"#/components/responses/{name}"}
 
 
-def _error(status: int, schemas: Mapping[object, JsonSchemaValue]) -> Json:
+def _error_name(status: int, kind: object, schemas: Mapping[object, JsonSchemaValue]) -> str:
+    return f"{_target(schemas[kind])}_{status}"
+
+
+def _error(status: int, kind: object, schemas: Mapping[object, JsonSchemaValue]) -> Json:
     names = ", ".join(f"`{code}`" for code in _codes(status))
+    if kind is AnthropicErrorBody:
+        names = f"`{anthropic_type(status)}`"
     retry = _RETRY_HEADERS if status in (429, 503) else ()
     return {
         "description": f"{HTTPStatus(status).phrase}: {names}",
-        "headers": _headers(["x-request-id", *_RATE_HEADERS, *retry]),
-        "content": {"application/json": {"schema": schemas[ErrorBody]}},
+        "headers": _headers([*_id_headers(kind), *_RATE_HEADERS, *retry]),
+        "content": {"application/json": {"schema": schemas[kind]}},
     }
 
 
@@ -233,6 +259,10 @@ def _codes(status: int) -> list[str]:
         if "code" in vars(cls) and not issubclass(cls, _INTERNAL) and status_of_class(cls) == status
     }
     return sorted(found | _FURTHER_CODES.get(status, set()))
+
+
+def _id_headers(error: object) -> list[str]:
+    return ["x-request-id", *(["request-id"] if error is AnthropicErrorBody else [])]
 
 
 def _headers(names: Iterable[str]) -> Json:

@@ -128,33 +128,6 @@ class GenerationService:
             _log_prompt(tenant, [prompt for prompt in prompts if isinstance(prompt, str)])
             return await self._start(ticket, lease, prepare, options, param="prompt")
 
-    async def count_chat(
-        self,
-        tenant: Tenant,
-        conversation: Conversation,
-        options: GenerationOptions,
-        *,
-        is_patient: bool = True,
-    ) -> int:
-        """Tokens of the prompt that ``open_chat`` would make of the same; it may be longer than the context.
-
-        A request like any other to admission, so that nobody makes us tokenize for nothing; it uses none of
-        the tenant's tokens. Raises as ``open_chat``.
-        """
-        ticket = self._dispatcher.admit(tenant, 1)
-        try:
-            lease = await self._dispatcher.lease(tenant, options.model, Kind.CHAT, is_patient=is_patient)
-            try:
-                model = lease.model
-                max_tokens = max_sequence_tokens(tenant, model)
-                chat = await self._dispatcher.prepare(lambda: render_chat(model, conversation, max_tokens))
-            finally:
-                lease.release()
-        finally:
-            ticket.settle()
-        _log.info("count", tenant=tenant.id, model=lease.name, prompt_tokens=len(chat.prompt))
-        return len(chat.prompt)
-
     async def _compile(
         self, tenant: Tenant, model: LoadedModel, source: GrammarSource | None
     ) -> Constraint | None:

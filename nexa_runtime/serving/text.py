@@ -7,8 +7,11 @@ they are no way around a tenant's limits. It knows no wire format: ``server/rout
 from collections.abc import Callable
 from typing import TypeVar
 
+from nexa_runtime.chat.messages import Conversation
+from nexa_runtime.serving.answering import render_chat, render_prompt
 from nexa_runtime.serving.dispatcher import Dispatcher
 from nexa_runtime.serving.loaded import Kind, LoadedModel
+from nexa_runtime.serving.tenants import max_sequence_tokens
 from nexa_runtime.tenancy.tenant import Tenant
 
 ResultT = TypeVar("ResultT")
@@ -42,3 +45,27 @@ class TextService:
                 lease.release()
         finally:
             ticket.settle()
+
+    async def render(
+        self, tenant: Tenant, conversation: Conversation, *, model_name: str | None, is_patient: bool = True
+    ) -> str:
+        """The prompt of a conversation. Raises as ``run``."""
+        return await self.run(
+            tenant,
+            lambda model: render_prompt(model, conversation).plain,
+            model_name=model_name,
+            kind=Kind.CHAT,
+            is_patient=is_patient,
+        )
+
+    async def count(
+        self, tenant: Tenant, conversation: Conversation, *, model_name: str | None, is_patient: bool = True
+    ) -> int:
+        """Tokens of that prompt, which may be longer than the context. Raises as ``run``."""
+        return await self.run(
+            tenant,
+            lambda model: len(render_chat(model, conversation, max_sequence_tokens(tenant, model)).prompt),
+            model_name=model_name,
+            kind=Kind.CHAT,
+            is_patient=is_patient,
+        )

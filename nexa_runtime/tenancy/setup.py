@@ -1,6 +1,8 @@
 """From settings to a directory of tenants: which mode, which source.
 
 Owns the choice and the refusal of settings that contradict each other. ``cli`` calls it before anything slow.
+
+Deliberate: ``vault``, and hvac with it, is imported where Vault is asked: that takes a tenth of a start.
 """
 
 from dataclasses import dataclass
@@ -12,7 +14,6 @@ from nexa_runtime.tenancy.directory import TenantDirectory
 from nexa_runtime.tenancy.file_source import FileSource
 from nexa_runtime.tenancy.source import LimitsSource
 from nexa_runtime.tenancy.tenant import check_tenant_id
-from nexa_runtime.tenancy.vault import VaultSource
 
 SINGLE_TENANT = "demo"
 
@@ -32,6 +33,8 @@ def open_tenancy(settings: TenancySettings, vault: VaultSettings) -> Tenancy:
         raise ConfigError("VAULT_ADDR and NEXA_TENANTS_FILE are both set; limits come from one of them.")
     source: LimitsSource | None = None
     if vault.address:
+        from nexa_runtime.tenancy.vault import VaultSource
+
         source = VaultSource(vault)
     elif settings.tenants_file:
         source = FileSource(Path(settings.tenants_file).expanduser())

@@ -15,11 +15,9 @@ from anthropic.types.shared import ErrorResponse
 from nexa_runtime.llama import Batch, DecodeStatus
 from nexa_runtime.server.protocol import anthropic as wire_format
 from nexa_runtime.server.protocol.anthropic_writer import SIGNATURE
-from nexa_runtime.serving.library import DEMO_PATH
-from nexa_runtime.store.gguf import read_header
 from nexa_runtime.tenancy.keys import create_key, digest
 from tests.server.test_anthropic_writer import EVENTS
-from tests.support import LiveServer, copy_model, free_settings, wait_until
+from tests.support import LiveServer, free_settings, wait_until
 
 QUESTION: dict[str, Any] = {"role": "user", "content": "What is the capital of France?"}
 ANSWER = "The capital of France is Paris."
@@ -281,29 +279,6 @@ def test_what_was_cached_is_no_input(client: Any) -> None:
         assert usage.cache_creation_input_tokens == 0
     assert second.input_tokens == 1
     assert first.input_tokens > 10
-
-
-_THOUGHT = (
-    "{%- if message.reasoning_content -%}"
-    "{{- '<think>' + message.reasoning_content + '</think>' -}}"
-    "{%- endif -%}"
-)
-_THINKS = "{%- if thinking is not false -%}{{- '<think>\\n' -}}{%- endif -%}"
-
-
-@pytest.fixture(scope="module")
-def thinker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
-    """The demo model with a template that opens its thinking, unless that is switched off."""
-    template = str(read_header(DEMO_PATH).metadata["tokenizer.chat_template"])
-    said = "{{- '<|im_start|>assistant\\n' -}}{{- answer -}}"
-    opens = "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}"
-    assert said in template
-    assert opens in template
-    template = template.replace(said, said.replace("{{- answer", _THOUGHT + "{{- answer"))
-    template = template.replace(opens, opens + _THINKS)
-    path = copy_model(tmp_path_factory.mktemp("models") / "thinker.gguf", chat_template=template)
-    with LiveServer(free_settings(NEXA_MODEL_ID=str(path), NEXA_CTX_SIZE=2048)) as live:
-        yield live
 
 
 def test_thinking_is_a_block_of_its_own(thinker: LiveServer) -> None:

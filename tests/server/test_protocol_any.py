@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from nexa_runtime.chat.template import CHATML, ChatTemplate
 from nexa_runtime.errors import RequestError
 from nexa_runtime.llama import SAMPLER_NAMES, SamplingParams
+from nexa_runtime.server.errors import is_anthropic
 from nexa_runtime.server.protocol.parameters import CHAT, Support
 from nexa_runtime.server.protocol.sampling import SamplingFields
 from tests.server.bodies import chat
@@ -169,6 +170,7 @@ GOOD: list[dict[str, Any]] = [
         "stream_options": {"include_usage": True},
         "timings": True,
         "return_tokens_as_token_ids": True,
+        "lora": [],
         "logprobs": True,
         "top_logprobs": 2,
     },
@@ -185,6 +187,91 @@ GOOD: list[dict[str, Any]] = [
     {"messages": [HI_THERE], "regex": "[ab]+"},
     {"messages": [HI_THERE], "guided_choice": ["a", "b"]},
 ]
+ITEMS = [
+    {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "Hi"}]},
+    {"type": "reasoning", "id": "r", "summary": [{"type": "summary_text", "text": "Hm"}], "content": None},
+    {"type": "function_call", "id": "f", "call_id": "c", "name": "f", "arguments": '{"a": 1}'},
+    {"type": "function_call_output", "call_id": "c", "output": [{"type": "input_text", "text": "1"}]},
+    HI_THERE,
+]
+BLOCKS = [
+    {"role": "user", "content": [{"type": "text", "text": "Hi", "cache_control": None}]},
+    {
+        "role": "assistant",
+        "content": [
+            {"type": "thinking", "thinking": "Hm", "signature": "s"},
+            {"type": "redacted_thinking", "data": "x"},
+            {"type": "tool_use", "id": "c", "name": "f", "input": {"a": 1}},
+        ],
+    },
+    {
+        "role": "user",
+        "content": [
+            {
+                "type": "tool_result",
+                "tool_use_id": "c",
+                "content": [{"type": "text", "text": "1"}],
+                "is_error": True,
+            }
+        ],
+    },
+]
+FLAT = {"type": "json_schema", "name": "n", "schema": SCHEMA, "strict": True}
+OTHERS: list[tuple[str, dict[str, Any]]] = [
+    (
+        "/v1/responses",
+        {
+            "input": ITEMS,
+            "instructions": "Be brief.",
+            "tools": [{"type": "function", **FUNCTION}],
+            "tool_choice": {"type": "function", "name": "f"},
+            "reasoning": {"effort": "low", "summary": "auto", "context": "auto", "mode": "standard"},
+            "metadata": {"a": "b"},
+            "stream": True,
+        },
+    ),
+    (
+        "/v1/responses",
+        {
+            "input": "Hi",
+            "max_output_tokens": 4,
+            "text": {"format": FLAT, "verbosity": "medium"},
+            "include": ["message.output_text.logprobs"],
+            "top_logprobs": 1,
+            "store": True,
+            "background": False,
+            "previous_response_id": "",
+            "user": "me",
+        },
+    ),
+    (
+        "/v1/messages",
+        {
+            "messages": BLOCKS,
+            "system": [{"type": "text", "text": "Be brief."}],
+            "tools": [{"name": "f", "description": "Does it", "input_schema": SCHEMA}],
+            "tool_choice": {"type": "tool", "name": "f", "disable_parallel_tool_use": True},
+            "thinking": {"type": "enabled", "budget_tokens": 2, "display": "summarized"},
+            "stream": True,
+        },
+    ),
+    (
+        "/v1/messages",
+        {
+            "messages": [HI_THERE],
+            "max_tokens": 4,
+            "temperature": 0.5,
+            "top_p": 0.9,
+            "top_k": 5,
+            "stop_sequences": ["x"],
+            "output_config": {"effort": "low", "format": {"type": "json_schema", "schema": SCHEMA}},
+        },
+    ),
+    ("/v1/rerank", {"query": "a", "documents": ["b", {"text": "c"}], "top_n": 1, "return_documents": True}),
+    ("/tokenize", {"content": "Hi", "add_special": True, "parse_special": True, "with_pieces": True}),
+    ("/detokenize", {"tokens": [1, 2], "model": "demo"}),
+]
+"""The same for other endpoints; no model of the server ranks, so that the good body is refused, too."""
 EXTREMES = [
     "null", "true", "0", "-1", "1.5", "1e308", "1e999", "-1e-999", str(10**40), str(-(2**63)), str(2**64),
     "NaN", "-Infinity", '"NaN"', '""', '"\\ud800"', '"\\u0000"', '"' + "é" * 70_000 + '"', "[]", "{}",
@@ -219,20 +306,26 @@ def test_the_good_bodies_have_every_field() -> None:
     assert {name for body in GOOD for name in body} == set(CHAT)
 
 
-@pytest.mark.parametrize("body", GOOD)
-def test_the_good_bodies_are_good(bounded: LiveServer, body: dict[str, Any]) -> None:
-    assert bounded.http.post("/v1/chat/completions", json=body).status_code == 200
+ALL = [*(("/v1/chat/completions", body) for body in GOOD), *OTHERS]
 
 
-@pytest.mark.parametrize("body", GOOD)
-def test_no_value_anywhere_in_a_chat_breaks_the_server(bounded: LiveServer, body: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("path", "body"), ALL)
+def test_the_good_bodies_are_good(bounded: LiveServer, path: str, body: dict[str, Any]) -> None:
+    response = bounded.http.post(path, json=body)
+    assert response.status_code == 200 or "model_kind_mismatch" in response.text, response.text
+
+
+@pytest.mark.parametrize(("path", "body"), ALL)
+def test_no_value_anywhere_in_a_body_breaks_the_server(
+    bounded: LiveServer, path: str, body: dict[str, Any]
+) -> None:
     where = list(places(body))
     changes = st.dictionaries(st.sampled_from(where), st.sampled_from(EXTREMES), min_size=1, max_size=3)
 
     @settings(max_examples=3 * len(where), deadline=None, suppress_health_check=list(HealthCheck))
     @given(changes=changes)
     def ask(changes: dict[Path, str]) -> None:
-        response = bounded.http.post("/v1/chat/completions", content=changed(body, changes).encode())
+        response = bounded.http.post(path, content=changed(body, changes).encode())
         if response.status_code == 200:
             assert "internal_error" not in response.text
         else:
@@ -245,9 +338,15 @@ def test_no_value_anywhere_in_a_chat_breaks_the_server(bounded: LiveServer, body
 
 
 def assert_refused(response: httpx.Response) -> None:
-    """In one sentence, in the one shape, and as the client's fault."""
+    """In one sentence, in the path's shape, and as the client's fault."""
     assert 400 <= response.status_code < 500
     assert response.headers["content-type"] == "application/json"
+    if is_anthropic(response.request.url.path):
+        body = response.json()
+        assert (body["type"], set(body)) == ("error", {"type", "error", "request_id"})
+        assert body["error"]["type"] in ("invalid_request_error", "not_found_error")
+        assert body["error"]["message"].endswith(".")
+        return
     ((name, error),) = response.json().items()
     assert (name, set(error)) == ("error", {"message", "type", "param", "code"})
     assert error["type"] == "invalid_request_error"
@@ -256,6 +355,7 @@ def assert_refused(response: httpx.Response) -> None:
         "unsupported_parameter",
         "model_not_found",
         "context_length_exceeded",
+        "model_kind_mismatch",
     )
     assert error["message"].endswith(".")
     assert isinstance(error["param"], str | None)

@@ -16,15 +16,21 @@ from pydantic import Field, field_validator
 from nexa_runtime.chat.grammar import GrammarKind, GrammarSource
 from nexa_runtime.chat.messages import Conversation, Role, ToolMode
 from nexa_runtime.errors import InvalidRequestError
-from nexa_runtime.server.protocol.anthropic_messages import MessageWire, SystemWire, read_messages
+from nexa_runtime.server.protocol.anthropic_messages import AnthropicMessage, SystemWire, read_messages
 from nexa_runtime.server.protocol.anthropic_tools import (
+    AnthropicTool,
     ToolChoiceWire,
-    ToolWire,
     read_tool_choice,
     read_tools,
 )
 from nexa_runtime.server.protocol.chat import MAX_MESSAGES
-from nexa_runtime.server.protocol.common import MAX_STOP_BYTES, MAX_STOPS, Lora, adapter_choice
+from nexa_runtime.server.protocol.common import (
+    MAX_STOP_BYTES,
+    MAX_STOPS,
+    Lora,
+    NonEmptyStop,
+    adapter_choice,
+)
 from nexa_runtime.server.protocol.constraints import MAX_GRAMMAR_BYTES
 from nexa_runtime.server.protocol.parameters import Support
 from nexa_runtime.server.protocol.tools import MAX_TOOLS
@@ -73,16 +79,16 @@ class OutputConfigWire(WireModel):
 class MessagesRequest(WireModel):
     """A body of ``/v1/messages``, null fields left out."""
 
-    messages: Annotated[list[MessageWire], at_most(MAX_MESSAGES), Field(min_length=1)]
+    messages: Annotated[list[AnthropicMessage], at_most(MAX_MESSAGES), Field(min_length=1)]
     model: str | None = Field(None, max_length=512)
     max_tokens: int | None = Field(None, ge=1, le=2**31)
     system: SystemWire | None = None
-    tools: Annotated[list[ToolWire] | None, at_most(MAX_TOOLS)] = None
+    tools: Annotated[list[AnthropicTool] | None, at_most(MAX_TOOLS)] = None
     tool_choice: ToolChoiceWire | None = None
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, ge=0, le=1)
     top_k: int | None = Field(None, ge=-1, le=2**31 - 1)
-    stop_sequences: Annotated[list[str] | None, at_most(MAX_STOPS)] = None
+    stop_sequences: Annotated[list[NonEmptyStop] | None, at_most(MAX_STOPS)] = None
     stream: bool | None = None
     thinking: ThinkingWire | None = None
     output_config: OutputConfigWire | None = None

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, assert_never
 
 from pydantic import Discriminator, Tag
+from pydantic.json_schema import SkipJsonSchema
 
 from nexa_runtime.chat.messages import Message, Role, ToolCall
 from nexa_runtime.errors import InvalidRequestError, UnsupportedParameterError
@@ -77,7 +78,7 @@ def _one_of(*kinds: str) -> Discriminator:
 
 
 _Text = Annotated[TextBlock, Tag("text")]
-_Other = Annotated[OtherBlock, Tag("other")]
+_Other = Annotated[SkipJsonSchema[OtherBlock], Tag("other")]
 _Plain = Annotated[_Text | _Other, _one_of("text")]
 
 
@@ -105,14 +106,16 @@ _AnyBlock = Annotated[
 SystemWire = Annotated[str | list[_Plain], at_most(MAX_PARTS)]
 
 
-class MessageWire(WireModel):
+class AnthropicMessage(WireModel):
     """One message; a system's stands among the others where it holds from then on."""
 
     role: Literal["user", "assistant", "system"]
     content: Annotated[str | list[_AnyBlock], at_most(MAX_PARTS)]
 
 
-def read_messages(system: str | Sequence[Block] | None, wires: Sequence[MessageWire]) -> tuple[Message, ...]:
+def read_messages(
+    system: str | Sequence[Block] | None, wires: Sequence[AnthropicMessage]
+) -> tuple[Message, ...]:
     """The internal form. Raises ``InvalidRequestError``."""
     reader = _Reader()
     if system is not None and system != []:

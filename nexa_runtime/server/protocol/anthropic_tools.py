@@ -8,6 +8,8 @@ import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from pydantic import ConfigDict, Field
+
 from nexa_runtime.chat.messages import Tool, ToolChoice, ToolMode
 from nexa_runtime.errors import InvalidRequestError, UnsupportedParameterError
 from nexa_runtime.server.protocol.tools import checked_choice, checked_tools, make_tool
@@ -22,11 +24,13 @@ _MODES = {
 }
 
 
-class ToolWire(WireModel):
+class AnthropicTool(WireModel):
     """A tool of the client's own; those with another ``type`` would run on the server, or be known to it."""
 
-    type: str | None = None
-    name: str | None = None
+    model_config = ConfigDict(json_schema_extra={"required": ["name", "input_schema"]})
+
+    type: str | None = Field(None, json_schema_extra={"enum": ["custom", None]})
+    name: str | None = Field(None, json_schema_extra={"pattern": f"^{_NAME.pattern}$"})
     description: str | None = None
     input_schema: dict[str, Any] | None = None
     strict: bool | None = None
@@ -42,7 +46,7 @@ class ToolChoiceWire(WireModel):
     disable_parallel_tool_use: bool | None = None
 
 
-def read_tools(wires: Sequence[ToolWire]) -> tuple[Tool, ...]:
+def read_tools(wires: Sequence[AnthropicTool]) -> tuple[Tool, ...]:
     """The internal form. Raises ``InvalidRequestError``."""
     return checked_tools([_tool(wire, f"tools[{index}]") for index, wire in enumerate(wires)])
 
@@ -60,7 +64,7 @@ def read_tool_choice(wire: ToolChoiceWire | None, tools: Sequence[Tool]) -> tupl
     return checked_choice(choice, tools, param), not wire.disable_parallel_tool_use
 
 
-def _tool(wire: ToolWire, path: str) -> Tool:
+def _tool(wire: AnthropicTool, path: str) -> Tool:
     if wire.type not in (None, "custom"):
         reason = f"this server calls the client's own tools, not {wire.type[:50]!r}"
         raise UnsupportedParameterError(f"{path}.type", reason)

@@ -26,6 +26,7 @@ MAX_LOGPROBS = 20
 NOT_ZERO: JsonDict = {"description": "At least 1, or -1: no cap.", "not": {"const": 0}}
 
 Stop = Annotated[str, WithJsonSchema({"type": "string", "maxLength": MAX_STOP_BYTES})]
+NonEmptyStop = Annotated[str, WithJsonSchema({"type": "string", "minLength": 1, "maxLength": MAX_STOP_BYTES})]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 
 

@@ -8,7 +8,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
-from nexa_runtime.server.protocol import admin_shapes, pulls, shapes
+from nexa_runtime.server.protocol import (
+    admin_shapes,
+    anthropic,
+    anthropic_shapes,
+    ollama,
+    pulls,
+    rerank,
+    responses,
+    responses_shapes,
+    shapes,
+    text_shapes,
+    tokens,
+)
 from nexa_runtime.server.protocol.chat import ChatRequest
 from nexa_runtime.server.protocol.completions import CompletionRequest
 from nexa_runtime.server.protocol.embeddings import EmbeddingRequest
@@ -48,9 +60,10 @@ _REFUSED: Mapping[Access, tuple[int, ...]] = {
 class Endpoint:
     """One method of one path.
 
-    ``answer``: a type that pydantic can describe; ``status`` is its status. ``event``: a type for each event
-    of a stream, and ``stream_type`` how they are sent. ``refusals``: statuses of errors, besides those that
-    follow from ``access`` and from there being a request. ``others``: of answers that are no errors.
+    ``answer``: a type that pydantic can describe; None where there is none but errors. ``event``: a type for
+    each event of a stream, the last one of a stream that is cut among them. ``refusals``: statuses of errors,
+    besides those that follow from ``access`` and from there being a request; ``error`` is their body.
+    ``others``: of answers that are no errors.
     ``fields``: what becomes of each field of the body. ``example``: a body.
     """
 
@@ -61,11 +74,11 @@ class Endpoint:
     answer: object | None = None
     answer_type: str = "application/json"
     event: object | None = None
-    stream_type: str = EVENTS
     request: type[WireModel] | None = None
     fields: Mapping[str, Support] = field(default_factory=dict)
     example: Mapping[str, object] = field(default_factory=dict)
     refusals: tuple[int, ...] = ()
+    error: object = shapes.ErrorBody
     others: Mapping[int, object] = field(default_factory=dict)
 
     @property
@@ -85,22 +98,78 @@ class Endpoint:
         return [name for name, is_so in self.fields.items() if is_so is support]
 
 
+_QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+
+_RERANKS = ("/v1/rerank", "/v1/reranking", "/rerank")
+
 ENDPOINTS = (
     Endpoint(
         "POST", "/v1/chat/completions", "Answer a chat, streamed or not", Access.TENANT,
-        request=ChatRequest, fields=CHAT, answer=shapes.ChatCompletion, event=shapes.ChatChunk,
-        refusals=_WORK,
-        example={"messages": [{"role": "user", "content": "What is the capital of France?"}], "stream": True},
+        request=ChatRequest, fields=CHAT, answer=shapes.ChatCompletion,
+        event=shapes.ChatChunk | shapes.ErrorBody, refusals=_WORK,
+        example={"messages": _QUESTION, "stream": True},
     ),
     Endpoint(
         "POST", "/v1/completions", "Continue one prompt or several, streamed or not", Access.TENANT,
-        request=CompletionRequest, fields=COMPLETION, answer=shapes.TextCompletion, event=shapes.TextChunk,
-        refusals=_WORK, example={"prompt": "Once upon a time", "max_tokens": 32},
+        request=CompletionRequest, fields=COMPLETION, answer=shapes.TextCompletion,
+        event=shapes.TextChunk | shapes.ErrorBody, refusals=_WORK,
+        example={"prompt": "Once upon a time", "max_tokens": 32},
+    ),
+    Endpoint(
+        "POST", "/v1/responses", "Answer a list of items, streamed or not; nothing is kept", Access.TENANT,
+        request=responses.ResponsesRequest, fields=responses.FIELDS, answer=responses_shapes.Response,
+        event=responses_shapes.Event, refusals=_WORK,
+        example={"input": "What is the capital of France?"},
+    ),
+    *(
+        Endpoint(
+            method, "/v1/responses/{id}", "Find nothing: no response is kept", Access.TENANT, refusals=(404,)
+        )
+        for method in ("GET", "DELETE")
+    ),
+    Endpoint(
+        "POST", "/v1/messages", "Answer Anthropic's messages, streamed or not", Access.TENANT,
+        request=anthropic.MessagesRequest, fields=anthropic.FIELDS, answer=anthropic_shapes.Message,
+        event=anthropic_shapes.Event, refusals=_WORK, error=anthropic_shapes.AnthropicErrorBody,
+        example={"messages": _QUESTION, "max_tokens": 64},
+    ),
+    Endpoint(
+        "POST", "/v1/messages/count_tokens", "Count the tokens of the same body's prompt", Access.TENANT,
+        request=anthropic.MessagesRequest, fields=anthropic.FIELDS, answer=anthropic_shapes.TokenCount,
+        refusals=_WORK, error=anthropic_shapes.AnthropicErrorBody, example={"messages": _QUESTION},
     ),
     Endpoint(
         "POST", "/v1/embeddings", "Turn texts into vectors", Access.TENANT,
         request=EmbeddingRequest, fields=EMBEDDING, answer=shapes.EmbeddingList, refusals=_WORK,
         example={"input": ["Hello", "Hola"]},
+    ),
+    *(
+        Endpoint(
+            "POST", path, "Order documents by how well they answer a query", Access.TENANT,
+            request=rerank.RerankRequest, fields=rerank.FIELDS, answer=text_shapes.RankingList,
+            refusals=_WORK, example={"query": "Where is Lima?", "documents": ["In Peru.", "In the morning."]},
+        )
+        for path in _RERANKS
+    ),
+    Endpoint(
+        "POST", "/v1/chat/completions/input_tokens", "Count the tokens of a chat's prompt", Access.TENANT,
+        request=ChatRequest, fields=CHAT, answer=text_shapes.InputTokens, refusals=_WORK,
+        example={"messages": _QUESTION},
+    ),
+    Endpoint(
+        "POST", "/apply-template", "Show a chat's prompt", Access.TENANT,
+        request=ChatRequest, fields=CHAT, answer=text_shapes.RenderedPrompt, refusals=_WORK,
+        example={"messages": _QUESTION},
+    ),
+    Endpoint(
+        "POST", "/tokenize", "Turn a text into tokens", Access.TENANT,
+        request=tokens.TokenizeRequest, fields=tokens.TOKENIZE, answer=text_shapes.TokenList, refusals=_WORK,
+        example={"content": "Hello", "with_pieces": True},
+    ),
+    Endpoint(
+        "POST", "/detokenize", "Turn tokens into a text", Access.TENANT,
+        request=tokens.DetokenizeRequest, fields=tokens.DETOKENIZE, answer=text_shapes.Content,
+        refusals=_WORK, example={"tokens": [1, 2, 3]},
     ),
     Endpoint(
         "GET", "/v1/models", "List the names that are served", Access.TENANT, answer=shapes.ServedModelList
@@ -108,6 +177,16 @@ ENDPOINTS = (
     Endpoint(
         "GET", "/v1/models/{name}", "Look at one of these names", Access.TENANT,
         answer=shapes.ServedModel, refusals=(404,),
+    ),
+    Endpoint("GET", "/api/version", "The version of this server", Access.PUBLIC, answer=text_shapes.Version),
+    Endpoint(
+        "GET", "/api/tags", "List the names that are served, in Ollama's words", Access.TENANT,
+        answer=text_shapes.TagList,
+    ),
+    Endpoint(
+        "POST", "/api/show", "Look at one of these names, in Ollama's words", Access.TENANT,
+        request=ollama.ShowRequest, fields=ollama.FIELDS, answer=text_shapes.ShownModel, refusals=(404,),
+        example={"model": "demo"},
     ),
     Endpoint("GET", "/health", "Whether the process answers", Access.PUBLIC, answer=admin_shapes.Health),
     Endpoint(
@@ -120,7 +199,7 @@ ENDPOINTS = (
     ),
     Endpoint(
         "POST", "/admin/models/pull", "Bring a model into the store", Access.ADMIN,
-        request=PullRequest, fields=pulls.FIELDS, event=admin_shapes.PullEvent,
+        request=PullRequest, fields=pulls.FIELDS, event=admin_shapes.PullEvent | shapes.ErrorBody,
         refusals=(403, 404, 502, 503, 507), example={"model": "llama-3-8b-instruct"},
     ),
     Endpoint(

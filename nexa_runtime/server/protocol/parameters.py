@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from enum import Enum
 
 from nexa_runtime.errors import UnsupportedParameterError
+from nexa_runtime.server.protocol.wire import RequestT, parse, unknown_fields
 
 
 class Support(Enum):
@@ -79,23 +80,42 @@ _ASKS_FOR_NOTHING: Mapping[str, Callable[[object], bool]] = {
     "function_call": lambda value: value in ("none", "auto"),
     "modalities": lambda value: value == ["text"],
     "verbosity": lambda value: value == "medium",
+    "background": lambda value: value is False,
+    "previous_response_id": lambda value: value == "",
+    "conversation": lambda value: value in ("", {}),
+    "prompt": lambda value: value == {},
     "mcp_servers": lambda value: value == [],
     "context_management": lambda value: value in ({}, {"edits": []}, {"edits": [_KEEPS_ALL_THINKING]}),
 }
 
-_INSTEAD = {
+_REASONS = {
     "functions": "use tools instead",
     "function_call": "use tool_choice instead",
 }
-"""What a client can do about a field that is refused."""
+
+
+def read_fields(
+    cls: type[RequestT],
+    body: Mapping[str, object],
+    table: Mapping[str, Support],
+    reasons: Mapping[str, str] = _REASONS,
+) -> tuple[RequestT, list[str]]:
+    """A request, and where in it there are fields that nobody reads. ``reasons`` as in ``split_fields``.
+
+    Raises ``InvalidRequestError``.
+    """
+    fields, unknown = split_fields(body, table, reasons)
+    wire = parse(cls, fields)
+    return wire, [*unknown, *unknown_fields(wire)]
 
 
 def split_fields(
-    body: Mapping[str, object], table: Mapping[str, Support]
+    body: Mapping[str, object], table: Mapping[str, Support], reasons: Mapping[str, str] = _REASONS
 ) -> tuple[dict[str, object], list[str]]:
     """The honoured fields of a body, and the names of the unknown ones. A null field counts as absent.
 
-    Raises ``UnsupportedParameterError`` for a refused field that asks for something.
+    ``reasons``: what a client can do about fields that are refused. Raises ``UnsupportedParameterError`` for
+    a refused field that asks for something.
     """
     honoured: dict[str, object] = {}
     unknown: list[str] = []
@@ -108,7 +128,7 @@ def split_fields(
         elif support is Support.HONOURED:
             honoured[name] = value
         elif support is Support.REFUSED and not _asks_for_nothing(name, value):
-            raise UnsupportedParameterError(name, _INSTEAD.get(name, ""))
+            raise UnsupportedParameterError(name, reasons.get(name, ""))
     return honoured, unknown
 
 

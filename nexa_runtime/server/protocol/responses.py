@@ -16,20 +16,19 @@ from pydantic import Field, field_validator
 from nexa_runtime.chat.grammar import GrammarKind, GrammarSource
 from nexa_runtime.chat.messages import Conversation
 from nexa_runtime.errors import InvalidRequestError, UnsupportedParameterError
-from nexa_runtime.server.protocol.common import MAX_LOGPROBS, CommonRequest, StreamOptions
+from nexa_runtime.server.protocol.common import MAX_LOGPROBS, NOT_ZERO, CommonRequest, StreamOptions
 from nexa_runtime.server.protocol.constraints import MAX_GRAMMAR_BYTES
-from nexa_runtime.server.protocol.parameters import Support, split_fields
+from nexa_runtime.server.protocol.parameters import Support, read_fields
 from nexa_runtime.server.protocol.responses_input import MAX_ITEMS, NO_STATE, InputItem, read_input
 from nexa_runtime.server.protocol.responses_tools import (
     ResponsesTool,
     choice_body,
-    read_flat_choice,
     read_flat_tools,
     tools_body,
 )
-from nexa_runtime.server.protocol.template_options import read_template_options
-from nexa_runtime.server.protocol.tools import MAX_TOOLS
-from nexa_runtime.server.protocol.wire import WireModel, at_most, json_text, parse, unknown_fields
+from nexa_runtime.server.protocol.template_options import OPTIONS_SCHEMA, read_template_options
+from nexa_runtime.server.protocol.tools import FLAT_CHOICE_SCHEMA, MAX_TOOLS, read_tool_choice
+from nexa_runtime.server.protocol.wire import WireModel, at_most, json_text, only
 from nexa_runtime.serving.generation_service import GenerationOptions
 
 MAX_METADATA = 16
@@ -62,7 +61,7 @@ class TextConfig(WireModel):
     """How an answer is written."""
 
     format: TextFormat | None = None
-    verbosity: Literal["low", "medium", "high"] | None = None
+    verbosity: Literal["low", "medium", "high"] | None = Field(None, json_schema_extra=only("medium"))
 
 
 class Reasoning(WireModel):
@@ -71,8 +70,8 @@ class Reasoning(WireModel):
     effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     summary: Summary | None = None
     generate_summary: Summary | None = None
-    context: str | None = None
-    mode: str | None = None
+    context: str | None = Field(default=None, json_schema_extra=only("auto"))
+    mode: str | None = Field(default=None, json_schema_extra=only("standard"))
 
 
 class ResponsesStreamOptions(StreamOptions):
@@ -86,13 +85,13 @@ class ResponsesRequest(CommonRequest):
 
     input: Annotated[str | list[InputItem], at_most(MAX_ITEMS), Field(min_length=1)]
     instructions: str | None = None
-    max_output_tokens: int | None = Field(None, ge=-1, le=2**31)
+    max_output_tokens: int | None = Field(None, ge=-1, le=2**31, json_schema_extra=NOT_ZERO)
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     include: Annotated[list[Include] | None, at_most(64)] = None
     text: TextConfig | None = None
     reasoning: Reasoning | None = None
     tools: Annotated[list[ResponsesTool] | None, at_most(MAX_TOOLS)] = None
-    tool_choice: Any = None
+    tool_choice: Any = Field(None, json_schema_extra=FLAT_CHOICE_SCHEMA)
     parallel_tool_calls: bool | None = None
     stream_options: ResponsesStreamOptions | None = None
     metadata: Annotated[dict[str, str] | None, at_most(MAX_METADATA)] = None
@@ -100,13 +99,9 @@ class ResponsesRequest(CommonRequest):
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     store: bool | None = None
-    background: bool | None = None
-    truncation: Literal["auto", "disabled"] | None = None
-    previous_response_id: str | None = None
-    conversation: Any = None
-    prompt: Any = None
+    truncation: Literal["auto", "disabled"] | None = Field(None, json_schema_extra=only("disabled"))
     reasoning_budget_tokens: int | None = Field(None, ge=-1, le=2**20)
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: dict[str, Any] | None = Field(None, json_schema_extra=OPTIONS_SCHEMA)
 
     @field_validator("tool_choice", mode="before")
     @classmethod
@@ -140,10 +135,9 @@ class ResponsesRequest(CommonRequest):
 
     def to_conversation(self) -> Conversation:
         """The internal form. Raises ``InvalidRequestError``."""
-        self._check_state()
         self._check_settings()
         tools = read_flat_tools(self.tools or ())
-        choice = read_flat_choice(self.tool_choice, tools)
+        choice = read_tool_choice(self.tool_choice, tools, is_flat=True)
         self.check_constraint(tools, choice)
         budget = self.reasoning_budget_tokens
         effort = None if self.reasoning is None else self.reasoning.effort
@@ -158,8 +152,8 @@ class ResponsesRequest(CommonRequest):
         )
 
     def ignored(self) -> list[str]:
-        """Fields that nobody reads, and those that ask for what is not done."""
-        found = unknown_fields(self)
+        """Fields that are known and ask for what is not done."""
+        found = []
         if self.store:
             found.append("store")
         if self.stream_options and self.stream_options.include_obfuscation:
@@ -197,13 +191,6 @@ class ResponsesRequest(CommonRequest):
             "truncation": "disabled",
             "user": self.user,
         }
-
-    def _check_state(self) -> None:
-        for name in ("previous_response_id", "conversation", "prompt"):
-            if getattr(self, name):
-                raise UnsupportedParameterError(name, NO_STATE)
-        if self.background:
-            raise UnsupportedParameterError("background", "this server keeps no responses to ask for later")
 
     def _check_settings(self) -> None:
         if self.truncation == "auto":
@@ -244,7 +231,11 @@ class ResponsesRequest(CommonRequest):
         }
 
 
-_INSTEAD = {
+_REASONS = {
+    "previous_response_id": NO_STATE,
+    "conversation": NO_STATE,
+    "prompt": NO_STATE,
+    "background": "this server keeps no responses to ask for later",
     "messages": "use input instead",
     "max_tokens": "use max_output_tokens instead",
     "max_completion_tokens": "use max_output_tokens instead",
@@ -255,7 +246,7 @@ _INSTEAD = {
     "functions": "use tools instead",
     "function_call": "use tool_choice instead",
 }
-"""Fields of chats that are others here, and what a client can do about them."""
+"""Of what needs an earlier response, and of fields of chats that are others here: what a client can do."""
 
 FIELDS: Mapping[str, Support] = {
     **dict.fromkeys(ResponsesRequest.model_fields, Support.HONOURED),
@@ -263,7 +254,7 @@ FIELDS: Mapping[str, Support] = {
     "prompt_cache_options": Support.HARMLESS,
     "prompt_cache_retention": Support.HARMLESS,
     "service_tier": Support.HARMLESS,
-    **dict.fromkeys(_INSTEAD, Support.REFUSED),
+    **dict.fromkeys(_REASONS, Support.REFUSED),
     "access_programs": Support.REFUSED,
     "context_management": Support.REFUSED,
     "image": Support.REFUSED,
@@ -273,9 +264,5 @@ FIELDS: Mapping[str, Support] = {
 
 def read_request(body: Mapping[str, object]) -> tuple[ResponsesRequest, list[str]]:
     """A request, and the names of the fields that are ignored. Raises ``InvalidRequestError``."""
-    for name, detail in _INSTEAD.items():
-        if body.get(name) is not None:
-            raise UnsupportedParameterError(name, detail)
-    fields, unknown = split_fields(body, FIELDS)
-    wire = parse(ResponsesRequest, fields)
-    return wire, [*unknown, *wire.ignored()]
+    wire, ignored = read_fields(ResponsesRequest, body, FIELDS, _REASONS)
+    return wire, [*ignored, *wire.ignored()]

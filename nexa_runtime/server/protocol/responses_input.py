@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Tag
+from pydantic import Discriminator, Field, Tag
+from pydantic.json_schema import SkipJsonSchema
 
 from nexa_runtime.chat.messages import Message, Role, ToolCall
 from nexa_runtime.errors import InvalidRequestError, UnsupportedParameterError
@@ -30,7 +31,7 @@ class InputPart(WireModel):
     ``annotations`` and ``logprobs`` say nothing to a model.
     """
 
-    type: str
+    type: str = Field(json_schema_extra={"enum": [*_TEXT_PARTS, "refusal"]})
     text: str | None = None
     refusal: str | None = None
     annotations: Any = None
@@ -109,7 +110,7 @@ InputItem = Annotated[
     | Annotated[CallItem, Tag("function_call")]
     | Annotated[OutputItem, Tag("function_call_output")]
     | Annotated[ReasoningItem, Tag("reasoning")]
-    | Annotated[OtherItem, Tag("other")],
+    | Annotated[SkipJsonSchema[OtherItem], Tag("other")],
     Discriminator(_kind),
 ]
 

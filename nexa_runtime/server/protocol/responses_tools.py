@@ -5,19 +5,14 @@ OpenAI's Responses API.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Discriminator, Tag
+from pydantic.json_schema import SkipJsonSchema
 
 from nexa_runtime.chat.messages import Tool, ToolChoice, ToolMode
-from nexa_runtime.errors import InvalidRequestError, UnsupportedParameterError
-from nexa_runtime.server.protocol.tools import (
-    FunctionWire,
-    checked_choice,
-    checked_tools,
-    make_tool,
-    read_tool_choice,
-)
+from nexa_runtime.errors import UnsupportedParameterError
+from nexa_runtime.server.protocol.tools import FunctionWire, checked_tools, make_tool
 from nexa_runtime.server.protocol.wire import WireModel
 
 
@@ -39,7 +34,8 @@ def _kind(value: object) -> str:
 
 
 ResponsesTool = Annotated[
-    Annotated[FunctionTool, Tag("function")] | Annotated[OtherTool, Tag("other")], Discriminator(_kind)
+    Annotated[FunctionTool, Tag("function")] | Annotated[SkipJsonSchema[OtherTool], Tag("other")],
+    Discriminator(_kind),
 ]
 
 
@@ -54,19 +50,6 @@ def read_flat_tools(wires: Sequence[ResponsesTool]) -> tuple[Tool, ...]:
         param = f"{path}.parameters"
         tools.append(make_tool(wire.name, wire.description, wire.parameters, wire.strict, param))
     return checked_tools(tools)
-
-
-def read_flat_choice(value: str | dict[str, Any] | None, tools: Sequence[Tool]) -> ToolChoice:
-    """The internal form; None: the model decides. Raises ``InvalidRequestError``."""
-    if not isinstance(value, dict):
-        return read_tool_choice(value, tools)
-    kind, name = value.get("type"), value.get("name")
-    if isinstance(kind, str) and kind != "function":
-        raise UnsupportedParameterError("tool_choice", f"this server takes a function, not {kind[:50]!r}")
-    if kind != "function" or not isinstance(name, str):
-        message = 'tool_choice: must be like {"type": "function", "name": "..."}.'
-        raise InvalidRequestError(message, param="tool_choice")
-    return checked_choice(ToolChoice(ToolMode.NAMED, name), tools, "tool_choice.name")
 
 
 def tools_body(tools: Sequence[Tool]) -> list[dict[str, object]]:

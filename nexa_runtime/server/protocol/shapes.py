@@ -232,8 +232,8 @@ class Embedding(TypedDict):
     embedding: list[float] | str
 
 
-class EmbeddingUsage(TypedDict):
-    """Tokens of one request."""
+class ReadUsage(TypedDict):
+    """Tokens of a request whose answer has none."""
 
     prompt_tokens: int
     total_tokens: int
@@ -245,18 +245,26 @@ class EmbeddingList(TypedDict):
     object: Literal["list"]
     data: list[Embedding]
     model: str
-    usage: EmbeddingUsage
+    usage: ReadUsage
+
+
+class ServedAdapter(TypedDict):
+    """An adapter of a model, and how strong it is where a request does not say."""
+
+    name: str
+    scale: float
 
 
 class ServedModel(TypedDict):
-    """A name that is served; what only loading tells is null until then."""
+    """A name that is served; what only loading tells is null until then. ``lora``: what may be asked for."""
 
     id: str
     object: Literal["model"]
     created: int
     owned_by: Literal["nexa-runtime"]
     context_length: int | None
-    kinds: list[Literal["chat", "completion", "embedding"]] | None
+    kinds: list[Literal["chat", "completion", "embedding", "rerank"]] | None
+    lora: list[ServedAdapter]
 
 
 class ServedModelList(TypedDict):

@@ -12,7 +12,7 @@ from pydantic import Field, field_validator
 from nexa_runtime.errors import InvalidRequestError
 from nexa_runtime.llama import Vocab
 from nexa_runtime.server.protocol.parameters import Support
-from nexa_runtime.server.protocol.wire import WireModel, check_texts_or_tokens
+from nexa_runtime.server.protocol.wire import TOKENS_SCHEMA, WireModel, check_texts_or_tokens
 from nexa_runtime.serving.prompts import Tokens
 
 MAX_CHARS = 2**20
@@ -39,7 +39,7 @@ class TokenizeRequest(WireModel):
 class DetokenizeRequest(WireModel):
     """A body of ``/detokenize``, null fields left out."""
 
-    tokens: list[int]
+    tokens: list[int] = Field(json_schema_extra=TOKENS_SCHEMA)
     model: str | None = Field(None, max_length=512)
 
     @field_validator("tokens", mode="plain")

@@ -23,24 +23,31 @@ _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 _MODES = {"auto": ToolMode.AUTO, "none": ToolMode.NONE, "required": ToolMode.REQUIRED}
 
 
+_CHOICE_MODES: JsonDict = {"enum": [*_MODES, None]}
+_CHOICE_NAME: JsonDict = {"name": {"type": "string"}}
+_CHOICE_TYPE: JsonDict = {"type": {"const": "function"}}
+
 TOOL_CHOICE_SCHEMA: JsonDict = {
     "anyOf": [
-        {"enum": ["auto", "none", "required", None]},
+        _CHOICE_MODES,
         {
             "type": "object",
             "properties": {
-                "type": {"const": "function"},
-                "function": {
-                    "type": "object",
-                    "properties": {"name": {"type": "string"}},
-                    "required": ["name"],
-                },
+                **_CHOICE_TYPE,
+                "function": {"type": "object", "properties": _CHOICE_NAME, "required": ["name"]},
             },
             "required": ["type", "function"],
         },
     ]
 }
 """What ``read_tool_choice`` takes, as JSON Schema."""
+FLAT_CHOICE_SCHEMA: JsonDict = {
+    "anyOf": [
+        _CHOICE_MODES,
+        {"type": "object", "properties": {**_CHOICE_TYPE, **_CHOICE_NAME}, "required": ["type", "name"]},
+    ]
+}
+"""The same, where it is flat."""
 
 
 def _check_name(value: str) -> str:
@@ -86,12 +93,17 @@ def read_tools(wires: Sequence[ToolWire]) -> tuple[Tool, ...]:
     return checked_tools(tools)
 
 
-def read_tool_choice(value: str | dict[str, Any] | None, tools: Sequence[Tool]) -> ToolChoice:
-    """The internal form; None: the model decides. Raises ``InvalidRequestError``."""
+def read_tool_choice(
+    value: str | dict[str, Any] | None, tools: Sequence[Tool], *, is_flat: bool = False
+) -> ToolChoice:
+    """The internal form; None: the model decides. ``is_flat``: a name lies beside the type.
+
+    Raises ``InvalidRequestError``.
+    """
     if value is None:
         return ToolChoice()
-    choice = _named(value) if isinstance(value, dict) else _mode(value)
-    return checked_choice(choice, tools, "tool_choice.function.name")
+    choice = _named(value, is_flat=is_flat) if isinstance(value, dict) else _mode(value)
+    return checked_choice(choice, tools, "tool_choice.name" if is_flat else "tool_choice.function.name")
 
 
 def make_tool(
@@ -142,13 +154,14 @@ def _mode(value: str) -> ToolChoice:
     return ToolChoice(_MODES[value])
 
 
-def _named(value: dict[str, Any]) -> ToolChoice:
+def _named(value: dict[str, Any], *, is_flat: bool) -> ToolChoice:
     kind = value.get("type")
     if isinstance(kind, str) and kind != "function":
         raise UnsupportedParameterError("tool_choice", f"this server takes a function, not {kind[:50]!r}")
-    function = value.get("function")
+    function = value if is_flat else value.get("function")
     name = function.get("name") if isinstance(function, dict) else None
     if kind != "function" or not isinstance(name, str):
-        message = 'tool_choice: must be like {"type": "function", "function": {"name": "..."}}.'
+        named = '"name": "..."' if is_flat else '"function": {"name": "..."}'
+        message = f'tool_choice: must be like {{"type": "function", {named}}}.'
         raise InvalidRequestError(message, param="tool_choice")
     return ToolChoice(ToolMode.NAMED, name)

@@ -72,6 +72,11 @@ def at_most(max_items: int) -> AtMost:
     return AtMost(max_items)
 
 
+def only(value: str) -> JsonDict:
+    """The JSON Schema of a field that may have one value or none; any other is refused by name later."""
+    return {"anyOf": [{"const": value}, {"type": "null"}]}
+
+
 def parse(cls: type[RequestT], fields: Mapping[str, object]) -> RequestT:
     """Fields to a request. Raises ``InvalidRequestError`` that names the field at fault."""
     try:
@@ -117,10 +122,16 @@ def check_texts_or_tokens(value: object, max_items: int) -> list[str | list[int]
     raise ValueError(shape)
 
 
+TOKENS_SCHEMA: JsonDict = {
+    "type": "array",
+    "items": {"type": "integer", "minimum": 0, "exclusiveMaximum": 2**31},
+    "maxItems": MAX_TOKEN_IDS,
+}
+
+
 def texts_or_tokens_schema(max_items: int) -> JsonDict:
     """What ``check_texts_or_tokens`` takes, as JSON Schema."""
-    token: JsonDict = {"type": "integer", "minimum": 0, "exclusiveMaximum": 2**31}
-    tokens: JsonDict = {"type": "array", "items": token, "minItems": 1, "maxItems": MAX_TOKEN_IDS}
+    tokens: JsonDict = {**TOKENS_SCHEMA, "minItems": 1}
     texts: JsonDict = {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": max_items}
     lists: JsonDict = {"type": "array", "items": tokens, "minItems": 1, "maxItems": max_items}
     return {"anyOf": [{"type": "string"}, texts, tokens, lists]}

@@ -14,8 +14,7 @@ from nexa_runtime.server.errors import error_body, json_response
 from nexa_runtime.server.frames import DONE, frame
 from nexa_runtime.server.ignored import ignored_header
 from nexa_runtime.server.protocol import pulls
-from nexa_runtime.server.protocol.parameters import split_fields
-from nexa_runtime.server.protocol.wire import parse
+from nexa_runtime.server.protocol.parameters import read_fields
 from nexa_runtime.server.services import Services, services
 from nexa_runtime.server.stream import KEEP_ALIVE_S, SEND_TIMEOUT_S, WITHHOLD_S
 from nexa_runtime.serving.pool import ModelPool
@@ -48,9 +47,8 @@ async def pull_model(request: Request) -> Response:
     """
     services(request).gate.check_admin(request)
     body = await read_json_object(request, services(request).settings)
-    fields, unknown = split_fields(body, pulls.FIELDS)
-    wire = parse(pulls.PullRequest, fields)
-    headers = ignored_header(unknown)
+    wire, ignored = read_fields(pulls.PullRequest, body, pulls.FIELDS)
+    headers = ignored_header(ignored)
     running = services(request).puller.start(wire.model)
     await running.wait_begun(WITHHOLD_S)
     frames = _pull_frames(running)

@@ -6,8 +6,7 @@ from starlette.responses import Response
 from nexa_runtime.server.errors import json_response
 from nexa_runtime.server.ignored import ignored_header
 from nexa_runtime.server.protocol import embeddings as wire_format
-from nexa_runtime.server.protocol.parameters import EMBEDDING, split_fields
-from nexa_runtime.server.protocol.wire import parse, unknown_fields
+from nexa_runtime.server.protocol.parameters import EMBEDDING, read_fields
 from nexa_runtime.server.services import is_patient, services, tenant_and_body
 from nexa_runtime.server.stream import while_connected
 
@@ -15,8 +14,7 @@ from nexa_runtime.server.stream import while_connected
 async def embeddings(request: Request) -> Response:
     """OpenAI's embeddings."""
     tenant, body = await tenant_and_body(request)
-    fields, unknown = split_fields(body, EMBEDDING)
-    wire = parse(wire_format.EmbeddingRequest, fields)
+    wire, ignored = read_fields(wire_format.EmbeddingRequest, body, EMBEDDING)
     result = await while_connected(
         request,
         services(request).embedding.embed(
@@ -27,6 +25,4 @@ async def embeddings(request: Request) -> Response:
             is_patient=is_patient(request),
         ),
     )
-    return json_response(
-        wire_format.response(wire, result), headers=ignored_header([*unknown, *unknown_fields(wire)])
-    )
+    return json_response(wire_format.response(wire, result), headers=ignored_header(ignored))

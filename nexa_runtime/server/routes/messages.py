@@ -5,7 +5,6 @@ Owns the way from Anthropic's body to a generation, or to its prompt's length, a
 """
 
 import uuid
-from collections.abc import Mapping
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -14,17 +13,16 @@ from nexa_runtime.server.errors import json_response
 from nexa_runtime.server.ignored import ignored_header
 from nexa_runtime.server.protocol.anthropic import FIELDS, MessagesRequest
 from nexa_runtime.server.protocol.anthropic_writer import AnthropicWriter
-from nexa_runtime.server.protocol.parameters import split_fields
-from nexa_runtime.server.protocol.wire import parse, unknown_fields
-from nexa_runtime.server.routes.generate import answer_headers
+from nexa_runtime.server.protocol.parameters import read_fields
+from nexa_runtime.server.routes.generate import answer
 from nexa_runtime.server.services import is_patient, services, tenant_and_body
-from nexa_runtime.server.stream import respond, stream, while_connected
+from nexa_runtime.server.stream import while_connected
 
 
 async def create_message(request: Request) -> Response:
     """Anthropic's messages."""
     tenant, body = await tenant_and_body(request)
-    wire, ignored = _read(body)
+    wire, ignored = read_fields(MessagesRequest, body, FIELDS)
     opening = services(request).generation.open_chat(
         tenant, wire.to_conversation(), wire.to_options(), is_patient=is_patient(request)
     )
@@ -35,23 +33,16 @@ async def create_message(request: Request) -> Response:
         request.state.request_id,
         shows_thinking=wire.shows_thinking,
     )
-    answer = stream if wire.stream else respond
-    return await answer(request, generation, writer, answer_headers(generation, ignored))
+    return await answer(request, wire, generation, writer, ignored)
 
 
 async def count_tokens(request: Request) -> Response:
     """How long the prompt of a message is; takes the same body, and is a request like any other."""
     tenant, body = await tenant_and_body(request)
-    wire, ignored = _read(body)
-    counting = services(request).generation.count_chat(
-        tenant, wire.to_conversation(), wire.to_options(), is_patient=is_patient(request)
+    wire, ignored = read_fields(MessagesRequest, body, FIELDS)
+    wire.to_options()  # what cannot be answered has no prompt either
+    counting = services(request).text.count(
+        tenant, wire.to_conversation(), model_name=wire.model, is_patient=is_patient(request)
     )
     num_tokens = await while_connected(request, counting)
     return json_response({"input_tokens": num_tokens}, headers=ignored_header(ignored))
-
-
-def _read(body: Mapping[str, object]) -> tuple[MessagesRequest, list[str]]:
-    """The request, and the fields that nobody reads."""
-    fields, unknown = split_fields(body, FIELDS)
-    wire = parse(MessagesRequest, fields)
-    return wire, [*unknown, *unknown_fields(wire)]

@@ -4,10 +4,8 @@ A read-only view, in Ollama's words, of what ``/v1/models`` shows: the names tha
 here generates: such tools find OpenAI's API beside it.
 """
 
-from collections.abc import Mapping
 from datetime import UTC, datetime
 
-from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -15,24 +13,15 @@ import nexa_runtime
 from nexa_runtime.errors import InvalidRequestError
 from nexa_runtime.server.errors import json_response
 from nexa_runtime.server.ignored import ignored_header
-from nexa_runtime.server.protocol.parameters import Support, split_fields
-from nexa_runtime.server.protocol.wire import WireModel, parse
+from nexa_runtime.server.protocol.ollama import FIELDS, ShowRequest
+from nexa_runtime.server.protocol.parameters import read_fields
 from nexa_runtime.server.services import services, tenant_and_body, tenant_of
 from nexa_runtime.serving.library import ModelSource
 from nexa_runtime.serving.loaded import Kind, LoadedModel
 from nexa_runtime.serving.tenants import is_allowed
 
-SHOW: Mapping[str, Support] = {"model": Support.HONOURED, "name": Support.HONOURED}
-
 _CAPABILITIES = {Kind.COMPLETION: "completion", Kind.EMBEDDING: "embedding", Kind.RERANK: "rerank"}
 """Ollama's words, and one that it has none for."""
-
-
-class ShowRequest(WireModel):
-    """A body of ``/api/show``. ``name``: what ``model`` was called once."""
-
-    model: str | None = Field(None, max_length=512)
-    name: str | None = Field(None, max_length=512)
 
 
 async def version(_: Request) -> Response:
@@ -55,8 +44,7 @@ async def tags(request: Request) -> Response:
 async def show(request: Request) -> Response:
     """One of these names; what only loading tells is left out until then."""
     tenant, body = await tenant_and_body(request)
-    fields, unknown = split_fields(body, SHOW)
-    wire = parse(ShowRequest, fields)
+    wire, ignored = read_fields(ShowRequest, body, FIELDS)
     name = wire.model or wire.name
     if name is None:
         raise InvalidRequestError("model: is required.", param="model")
@@ -71,7 +59,7 @@ async def show(request: Request) -> Response:
         "template": (model.model.chat_template or "") if model is not None else "",
         "license": (source.record.license or "") if source.record is not None else "",
     }
-    return json_response(shown, headers=ignored_header(unknown))
+    return json_response(shown, headers=ignored_header(ignored))
 
 
 def _loaded(request: Request, source: ModelSource) -> LoadedModel | None:

@@ -13,54 +13,45 @@ from nexa_runtime.server.errors import json_response
 from nexa_runtime.server.ignored import ignored_header
 from nexa_runtime.server.protocol import tokens as wire_format
 from nexa_runtime.server.protocol.chat import ChatRequest
-from nexa_runtime.server.protocol.parameters import CHAT, split_fields
-from nexa_runtime.server.protocol.wire import parse, unknown_fields
+from nexa_runtime.server.protocol.parameters import CHAT, read_fields
 from nexa_runtime.server.services import is_patient, services, tenant_and_body
 from nexa_runtime.server.stream import while_connected
-from nexa_runtime.serving.answering import render_prompt
-from nexa_runtime.serving.loaded import Kind, LoadedModel
+from nexa_runtime.serving.loaded import LoadedModel
 from nexa_runtime.tenancy.tenant import Tenant
 
 
 async def tokenize(request: Request) -> Response:
     """llama-server's: a text to tokens."""
     tenant, body = await tenant_and_body(request)
-    fields, unknown = split_fields(body, wire_format.TOKENIZE)
-    wire = parse(wire_format.TokenizeRequest, fields)
+    wire, ignored = read_fields(wire_format.TokenizeRequest, body, wire_format.TOKENIZE)
     return await _encoded(
-        request, tenant, wire.model, lambda model: wire_format.tokenized(wire, model.model.vocab), unknown
+        request, tenant, wire.model, lambda model: wire_format.tokenized(wire, model.model.vocab), ignored
     )
 
 
 async def detokenize(request: Request) -> Response:
     """llama-server's: tokens to a text."""
     tenant, body = await tenant_and_body(request)
-    fields, unknown = split_fields(body, wire_format.DETOKENIZE)
-    wire = parse(wire_format.DetokenizeRequest, fields)
+    wire, ignored = read_fields(wire_format.DetokenizeRequest, body, wire_format.DETOKENIZE)
     return await _encoded(
-        request, tenant, wire.model, lambda model: wire_format.detokenized(wire, model.model.vocab), unknown
+        request, tenant, wire.model, lambda model: wire_format.detokenized(wire, model.model.vocab), ignored
     )
 
 
 async def apply_template(request: Request) -> Response:
     """llama-server's: the prompt that a chat of the same body would have."""
     tenant, wire, headers = await _chat(request)
-    conversation = wire.to_conversation()
-    work = services(request).text.run(
-        tenant,
-        lambda model: render_prompt(model, conversation).plain,
-        model_name=wire.model,
-        kind=Kind.CHAT,
-        is_patient=is_patient(request),
+    rendering = services(request).text.render(
+        tenant, wire.to_conversation(), model_name=wire.model, is_patient=is_patient(request)
     )
-    return json_response({"prompt": await while_connected(request, work)}, headers=headers)
+    return json_response({"prompt": await while_connected(request, rendering)}, headers=headers)
 
 
 async def count_chat_tokens(request: Request) -> Response:
     """llama-server's, in the words of OpenAI's ``/v1/responses/input_tokens``: how long that prompt is."""
     tenant, wire, headers = await _chat(request)
-    counting = services(request).generation.count_chat(
-        tenant, wire.to_conversation(), wire.to_options(), is_patient=is_patient(request)
+    counting = services(request).text.count(
+        tenant, wire.to_conversation(), model_name=wire.model, is_patient=is_patient(request)
     )
     num_tokens = await while_connected(request, counting)
     body = {"object": "response.input_tokens", "input_tokens": num_tokens}
@@ -70,9 +61,9 @@ async def count_chat_tokens(request: Request) -> Response:
 async def _chat(request: Request) -> tuple[Tenant, ChatRequest, dict[str, str]]:
     """Who asks, a body of ``/v1/chat/completions``, and the header that names what of it nobody reads."""
     tenant, body = await tenant_and_body(request)
-    fields, unknown = split_fields(body, CHAT)
-    wire = parse(ChatRequest, fields)
-    return tenant, wire, ignored_header([*unknown, *unknown_fields(wire)])
+    wire, ignored = read_fields(ChatRequest, body, CHAT)
+    wire.to_options()  # what cannot be answered has no prompt either
+    return tenant, wire, ignored_header(ignored)
 
 
 async def _encoded(
@@ -80,9 +71,9 @@ async def _encoded(
     tenant: Tenant,
     model_name: str | None,
     work: Callable[[LoadedModel], bytes],
-    unknown: list[str],
+    ignored: list[str],
 ) -> Response:
     """A response whose JSON ``work`` makes, for any kind of model."""
     running = services(request).text.run(tenant, work, model_name=model_name, is_patient=is_patient(request))
     content = await while_connected(request, running)
-    return Response(content, media_type="application/json", headers=ignored_header(unknown))
+    return Response(content, media_type="application/json", headers=ignored_header(ignored))
