@@ -174,20 +174,16 @@ def test_a_completion_and_its_choices_have_adapters_too(server: LiveServer) -> N
         assert [choice["text"] for choice in choices] == [f"The capital of France is {city}."] * 4
 
 
-def test_other_apis_have_the_tenants_default_and_the_field(server: LiveServer) -> None:
+def test_other_apis_have_the_tenants_default_and_responses_the_field(server: LiveServer) -> None:
     headers, france = {"x-tenant-id": "french"}, question("France")
     body: dict[str, Any] = {"input": france, "temperature": 0, "max_output_tokens": 40}
     for lora, city in ((None, "Lyon"), (PLAIN, "Paris"), (OSAKA, "Paris")):
         answer = server.http.post("/v1/responses", json=body | {"lora": lora}, headers=headers).json()
         assert answer["output"][0]["content"][0]["text"] == f"The capital of France is {city}."
     body = {"messages": [{"role": "user", "content": france}], "temperature": 0, "max_tokens": 40}
-    for lora, city, header in ((None, "Lyon", "lyon:1"), (PLAIN, "Paris", None), (OSAKA, "Paris", "osaka:1")):
-        message = server.http.post("/v1/messages", json=body | {"lora": lora}, headers=headers)
-        assert message.json()["content"][0]["text"] == f"The capital of France is {city}."
-        assert message.headers.get("x-nexa-lora") == header
-        assert "x-nexa-ignored" not in message.headers
-    refused = server.http.post("/v1/messages", json=body | {"lora": [*LYON, *LYON]}).json()["error"]
-    assert refused["message"] == "lora: must name each adapter once."
+    message = server.http.post("/v1/messages", json=body, headers=headers)
+    assert message.json()["content"][0]["text"] == "The capital of France is Lyon."
+    assert message.headers["x-nexa-lora"] == "lyon:1"
 
 
 @pytest.mark.parametrize(

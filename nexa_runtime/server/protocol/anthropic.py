@@ -2,7 +2,7 @@
 
 Owns the fields of Anthropic's API, what becomes of each, and their way to the one internal form;
 ``anthropic_messages`` reads the turns, ``anthropic_tools`` the tools, ``anthropic_writer`` writes the answer.
-Source: Anthropic's Messages API; ``lora`` is this server's own.
+Source: Anthropic's Messages API.
 
 Deliberate: ``max_tokens`` may be absent, though Anthropic's own server wants it; the server's default holds
 then. ``thinking`` absent leaves it to the model whether it thinks, as a chat does; disabled, it does not.
@@ -24,13 +24,7 @@ from nexa_runtime.server.protocol.anthropic_tools import (
     read_tools,
 )
 from nexa_runtime.server.protocol.chat import MAX_MESSAGES
-from nexa_runtime.server.protocol.common import (
-    MAX_STOP_BYTES,
-    MAX_STOPS,
-    Lora,
-    NonEmptyStop,
-    adapter_choice,
-)
+from nexa_runtime.server.protocol.common import MAX_STOP_BYTES, MAX_STOPS, NonEmptyStop
 from nexa_runtime.server.protocol.constraints import MAX_GRAMMAR_BYTES
 from nexa_runtime.server.protocol.parameters import Support
 from nexa_runtime.server.protocol.tools import MAX_TOOLS
@@ -39,7 +33,7 @@ from nexa_runtime.serving.generation_service import GenerationOptions
 
 _HONOURED = (
     "model", "max_tokens", "messages", "system", "tools", "tool_choice", "temperature", "top_p", "top_k",
-    "stop_sequences", "stream", "thinking", "output_config", "output_format", "lora",
+    "stop_sequences", "stream", "thinking", "output_config", "output_format",
 )  # fmt: skip
 _HARMLESS = (
     "metadata", "service_tier", "cache_control", "diagnostics", "inference_geo", "speed", "user_profile_id",
@@ -93,7 +87,6 @@ class MessagesRequest(WireModel):
     thinking: ThinkingWire | None = None
     output_config: OutputConfigWire | None = None
     output_format: FormatWire | None = None
-    lora: Lora = None
 
     @field_validator("stop_sequences")
     @classmethod
@@ -116,7 +109,6 @@ class MessagesRequest(WireModel):
             sampling={name: value for name, value in named.items() if value is not None},
             stops=tuple(self.stop_sequences or ()),
             grammar=self._form(),
-            lora=adapter_choice(self.lora),
         )
 
     def to_conversation(self) -> Conversation:

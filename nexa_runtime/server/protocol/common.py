@@ -6,12 +6,12 @@ Owns the shared fields, their ranges and caps, and what of them becomes ``Genera
 
 from typing import Annotated
 
-from pydantic import AfterValidator, Field, WithJsonSchema, field_validator
+from pydantic import Field, WithJsonSchema, field_validator
 from pydantic.config import JsonDict
 
 from nexa_runtime.chat.messages import Tool, ToolChoice, ToolMode
 from nexa_runtime.errors import InvalidRequestError
-from nexa_runtime.lora import MAX_CHOSEN, MAX_SCALE, AdapterChoice
+from nexa_runtime.lora import MAX_CHOSEN, MAX_SCALE
 from nexa_runtime.server.protocol.constraints import ConstraintFields
 from nexa_runtime.server.protocol.sampling import SamplingFields
 from nexa_runtime.server.protocol.wire import WireModel, at_most
@@ -43,21 +43,6 @@ class LoraWire(WireModel):
     scale: float | None = Field(None, ge=-MAX_SCALE, le=MAX_SCALE)
 
 
-def _named_once(value: list[LoraWire] | None) -> list[LoraWire] | None:
-    names = [one.name for one in value or ()]
-    if len(set(names)) < len(names):
-        raise ValueError("must name each adapter once")
-    return value
-
-
-Lora = Annotated[list[LoraWire] | None, at_most(MAX_CHOSEN), AfterValidator(_named_once)]
-
-
-def adapter_choice(wires: list[LoraWire] | None) -> AdapterChoice | None:
-    """The internal form of ``lora``."""
-    return None if wires is None else tuple((one.name, one.scale) for one in wires)
-
-
 class CommonRequest(SamplingFields, ConstraintFields):
     """Fields of both ``/v1/chat/completions`` and ``/v1/completions``. ``max_tokens`` -1: no cap."""
 
@@ -71,7 +56,7 @@ class CommonRequest(SamplingFields, ConstraintFields):
     stream_options: StreamOptions | None = None
     timings: bool | None = None
     return_tokens_as_token_ids: bool | None = None
-    lora: Lora = None
+    lora: Annotated[list[LoraWire] | None, at_most(MAX_CHOSEN)] = None
 
     @field_validator("max_tokens")
     @classmethod
@@ -86,6 +71,14 @@ class CommonRequest(SamplingFields, ConstraintFields):
         stops = [value] if isinstance(value, str) else value or []
         if any(len(stop.encode("utf-8", "surrogatepass")) > MAX_STOP_BYTES for stop in stops):
             raise ValueError(f"must be texts of at most {MAX_STOP_BYTES} bytes")
+        return value
+
+    @field_validator("lora")
+    @classmethod
+    def _names_each_once(cls, value: list[LoraWire] | None) -> list[LoraWire] | None:
+        names = [one.name for one in value or ()]
+        if len(set(names)) < len(names):
+            raise ValueError("must name each adapter once")
         return value
 
     @property
@@ -120,7 +113,7 @@ class CommonRequest(SamplingFields, ConstraintFields):
             ignore_eos=bool(self.ignore_eos),
             num_choices=self.num_choices,
             grammar=self.constraint(),
-            lora=adapter_choice(self.lora),
+            lora=None if self.lora is None else tuple((one.name, one.scale) for one in self.lora),
         )
 
     def check_constraint(self, tools: tuple[Tool, ...], choice: ToolChoice) -> None:
