@@ -63,5 +63,5 @@ def unused_guards(texts: Sequence[str], count: int, *, param: str) -> list[str]:
     unused = (guard for guard in _GUARDS if not any(guard in text for text in texts))
     found = list(islice(unused, count))
     if len(found) < count:
-        raise InvalidRequestError(f"The {param} use every character that Unicode reserves.", param=param)
+        raise InvalidRequestError(f"{param}: has every character that Unicode reserves.", param=param)
     return found

@@ -93,7 +93,7 @@ class ChatTemplate:
 
         try:
             variables(conversation, keep, shape)
-            guard, end = unused_guards(texts, 2, param="messages")
+            guard, end = unused_guards(texts, 2, param=conversation.param)
             values = variables(conversation, lambda text: self._control.guarded(text, guard), shape)
             if conversation.continues:
                 last = cast(list[dict[str, str]], values["messages"])[-1]

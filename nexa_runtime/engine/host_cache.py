@@ -108,9 +108,7 @@ class HostCache:
         """Keep what an id holds, as far as it is computed, not kept already, and finds room."""
         sequence, operations = holding.sequence, list[KvOperation]()
         namespace = sequence.cache_namespace
-        block = root = self._roots.setdefault(
-            namespace, _Block(0, None, np.empty(0, np.int32), sequence.share)
-        )
+        block = self._roots.setdefault(namespace, _Block(0, None, np.empty(0, np.int32), sequence.share))
         for start in range(0, holding.num_ready, BLOCK_TOKENS):
             tokens = sequence.tokens(start, min(BLOCK_TOKENS, holding.num_ready - start))
             known, common = _closest(block, tokens)
@@ -124,8 +122,7 @@ class HostCache:
                 operations.append(Offload(holding.sequence_id, known.number, start, len(tokens)))
             self._touch(known)
             block = known
-        if not root.children:
-            del self._roots[namespace]
+        self._drop_empty_roots()
         return operations
 
     def drop(self, number: int) -> list[KvOperation]:
@@ -133,7 +130,9 @@ class HostCache:
         found = [self._blocks[number]] if number in self._blocks else []
         for block in found:  # which grows meanwhile: a chain may be longer than Python recurses
             found += block.children
-        return [self._forget(block) for block in reversed(found)]
+        operations: list[KvOperation] = [self._forget(block) for block in reversed(found)]
+        self._drop_empty_roots()
+        return operations
 
     def update_share(self, share: TenantShare) -> None:
         """From now on this holds for all that its tenant has here."""
@@ -153,6 +152,7 @@ class HostCache:
         """Assert that the blocks hang together and are counted right. For tests."""
         assert self._num_tokens == sum(len(one.tokens) for one in self._blocks.values()) <= self._max_tokens
         assert len(self._blocks) <= MAX_BLOCKS
+        assert all(root.children for root in self._roots.values())
         reached, waiting = set[int](), list(self._roots.values())
         while waiting:
             block = waiting.pop()
@@ -205,6 +205,10 @@ class HostCache:
         del self._blocks[block.number]
         self._num_tokens -= len(block.tokens)
         return Forget(block.number)
+
+    def _drop_empty_roots(self) -> None:
+        """Namespaces have no bound: a client chooses the scales of its adapters."""
+        self._roots = {namespace: root for namespace, root in self._roots.items() if root.children}
 
     def _touch(self, block: _Block) -> None:
         self._uses += 1

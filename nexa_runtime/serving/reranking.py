@@ -26,6 +26,9 @@ from nexa_runtime.tenancy.tenant import Tenant
 _SLICE_DOCUMENTS = 64
 """So many are tokenized in a row; then whoever else waits for a thread has a turn."""
 
+MAX_TOKENS = 2**21
+"""Of all pairs of a request: each has the whole query, so that a small body could fill much memory."""
+
 
 @dataclass(frozen=True, slots=True)
 class Ranked:
@@ -77,6 +80,9 @@ class RerankService:
             for first in range(0, len(documents), _SLICE_DOCUMENTS):
                 part = partial(pairs.tokens, first, documents[first : first + _SLICE_DOCUMENTS])
                 inputs += await self._dispatcher.prepare_in_turn(tenant, part)
+                if sum(map(len, inputs)) > MAX_TOKENS:
+                    message = f"documents: each with the query, they have more than {MAX_TOKENS} tokens."
+                    raise InvalidRequestError(message, param="documents")
             return inputs
 
         computed = await compute(

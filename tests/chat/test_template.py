@@ -260,8 +260,9 @@ def test_a_guard_character_anywhere_is_kept(talk: Conversation) -> None:
 
 def test_every_guard_character_at_once_is_refused() -> None:
     every = "".join(chr(code) for code in range(0xFDD0, 0xFDF0))
-    with pytest.raises(InvalidRequestError, match="reserves"):
-        ChatTemplate(CHATML).render(Conversation((Message(Role.USER, every),)))
+    with pytest.raises(InvalidRequestError, match="reserves") as caught:
+        ChatTemplate(CHATML).render(Conversation((Message(Role.USER, every),), param="input"))
+    assert caught.value.param == "input"
 
 
 def test_an_answer_goes_on_where_the_last_message_ends() -> None:

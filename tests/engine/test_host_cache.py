@@ -122,6 +122,17 @@ def test_the_bounds_hold_and_a_prefix_keeps_its_beginning() -> None:
     assert not HostCache(max_bytes=0, cell_bytes=10).is_on
 
 
+def test_a_namespace_of_which_nothing_is_left_is_forgotten() -> None:
+    cache = HostCache(max_bytes=10 * 1000, cell_bytes=10)
+    for number in range(50):
+        keep(cache, [number] * 400, f"tenant-{number}")
+    assert set(cache._roots) == set(cache.tenant_bytes())
+    keep(cache, [1, 2, 3], "short")
+    for block in list(cache._blocks):
+        cache.drop(block)
+    assert not cache._roots
+
+
 def test_an_unreadable_block_takes_what_hangs_on_it_along() -> None:
     cache = HostCache(max_bytes=100_000, cell_bytes=10)
     tokens = list(range(1, 3 * B))

@@ -108,6 +108,7 @@ def test_raw_events_of_a_stream(client: Any, server: LiveServer) -> None:
 
 
 def test_the_clients_own_stream(client: Any) -> None:
+    ask(client)  # from now on the prompt is cached
     with client.messages.stream(model="demo", max_tokens=64, messages=[QUESTION]) as stream:
         assert "".join(stream.text_stream) == ANSWER
         message = stream.get_final_message()
@@ -284,6 +285,7 @@ def test_thinking_is_a_block_of_its_own(thinker: LiveServer) -> None:
     schema = {"type": "object", "properties": {"n": {"const": 1}}, "required": ["n"]}
     form = {"format": {"type": "json_schema", "schema": schema}}
     fields: Any = {"thinking": {"type": "enabled", "budget_tokens": 6}, "model": "", "output_config": form}
+    fields["extra_body"] = {"temperature": 0}
     with client_of(thinker) as client:
         message = ask(client, **fields)
         with client.messages.stream(messages=[QUESTION], max_tokens=64, **fields) as stream:
@@ -414,26 +416,31 @@ def test_a_bug_of_ours_is_an_error_in_the_same_shape(
 
 
 @pytest.fixture
-def break_engine(server: LiveServer) -> Iterator[Callable[[], None]]:
-    """A function after which no step of the engine succeeds, until the test has ended."""
+def break_engine(server: LiveServer) -> Iterator[Callable[[int], None]]:
+    """A function after which so many steps of the engine succeed, and no other until the test has ended."""
     context = server.loaded.context
     assert context is not None
     decode = context.decode
+    left = 0
 
-    def fail(batch: Batch) -> DecodeStatus:
-        return DecodeStatus.COMPUTE_FAILED
+    def count(batch: Batch) -> DecodeStatus:
+        nonlocal left
+        left -= 1
+        return decode(batch) if left >= 0 else DecodeStatus.COMPUTE_FAILED
 
-    def break_it() -> None:
-        context.decode = fail  # type: ignore[method-assign]
+    def break_it(num_good: int) -> None:
+        nonlocal left
+        left = num_good
+        context.decode = count  # type: ignore[method-assign]
 
     yield break_it
     context.decode = decode  # type: ignore[method-assign]
 
 
 def test_a_stream_that_fails_before_its_first_token_is_a_real_status(
-    client: Any, break_engine: Callable[[], None]
+    client: Any, break_engine: Callable[[int], None]
 ) -> None:
-    break_engine()
+    break_engine(0)
     for is_streamed in (False, True):
         with pytest.raises(anthropic.InternalServerError) as caught:
             ask(client, stream=is_streamed)
@@ -441,15 +448,13 @@ def test_a_stream_that_fails_before_its_first_token_is_a_real_status(
 
 
 def test_a_stream_that_fails_later_ends_with_an_error(
-    client: Any, server: LiveServer, break_engine: Callable[[], None]
+    client: Any, server: LiveServer, break_engine: Callable[[int], None]
 ) -> None:
-    numbers = {"type": "array", "items": {"type": "integer"}, "minItems": 500}
-    schema = {"type": "object", "properties": {"numbers": numbers}, "required": ["numbers"]}
-    form: Any = {"format": {"type": "json_schema", "schema": schema}}  # an answer that does not end too soon
-    stream = ask(client, stream=True, max_tokens=2000, output_config=form)
+    assert wait_until(server.is_idle)
+    break_engine(4)
+    stream = ask(client, stream=True)
     events = iter(stream)
     assert next(events).type == "message_start"
-    break_engine()
     with pytest.raises(anthropic.APIStatusError) as caught:
         list(events)
     body: Any = caught.value.body

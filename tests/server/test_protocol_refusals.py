@@ -103,6 +103,7 @@ REFUSED_CHATS: list[tuple[dict[str, Any], str, str]] = [
     ({"tools": [tool()], "tool_choice": 5}, "tool_choice", "an object"),
     ({"tools": [tool()], "tool_choice": {}}, "tool_choice", "like"),
     ({"tools": [tool()], "tool_choice": {"type": 5}}, "tool_choice", "like"),
+    ({"tools": [tool()], "tool_choice": {"type": 5, "function": {"name": "f"}}}, "tool_choice", "like"),
     ({"tools": [tool()], "tool_choice": {"type": "function"}}, "tool_choice", "like"),
     ({"tools": [tool()], "tool_choice": {"type": "function", "function": "f"}}, "tool_choice", "like"),
     ({"tools": [tool()], "tool_choice": {"function": {"name": "get_time"}}}, "tool_choice", "like"),

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import yaml
 
+from nexa_runtime.serving import reranking
 from tests.llama.bert import score
 from tests.llama.reranker import BOS, ENCODER, EOS, SEP, TEMPLATE, write_decoder, write_encoder
 from tests.support import LiveServer, free_settings, wait_until
@@ -164,6 +165,15 @@ def test_tokens_count_for_the_tenant(ranker: LiveServer) -> None:
     assert answers[1].json()["error"]["code"] == "tokens_exceeded"
 
 
+def test_a_query_is_not_multiplied_without_end(ranker: LiveServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    num_tokens = len(pair(ranker, "a"))
+    monkeypatch.setattr(reranking, "MAX_TOKENS", 100 * num_tokens)
+    assert len(results(rerank(ranker, ["a"] * 100))) == 100
+    refused = rerank(ranker, ["a"] * 101)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "documents")
+    assert wait_until(ranker.is_idle)
+
+
 def test_a_flood_of_one_tenant_keeps_nobody_else_waiting(ranker: LiveServer) -> None:
     body = {"query": QUERY, "documents": ["word " * 15] * 200, "return_documents": False}
     answers: list[int] = []
@@ -192,7 +202,7 @@ def test_a_flood_of_one_tenant_keeps_nobody_else_waiting(ranker: LiveServer) -> 
 def test_a_client_that_leaves_is_forgotten(ranker: LiveServer) -> None:
     body = {"query": QUERY, "documents": ["word " * 15] * 2048}
     with pytest.raises(httpx.ReadTimeout):
-        httpx.post(f"{ranker.url}/v1/rerank", json=body, timeout=0.2)
+        httpx.post(f"{ranker.url}/v1/rerank", json=body, timeout=httpx.Timeout(60, read=0.2))
     assert wait_until(ranker.is_idle)
     lane = ranker.engine.embedding
     assert lane is not None

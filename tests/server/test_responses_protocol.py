@@ -283,6 +283,8 @@ INVALID: list[tuple[dict[str, Any], str, str]] = [
     ({"tools": [F], "tool_choice": 5}, "tool_choice", "text or an object"),
     ({"tools": [F], "tool_choice": {"type": "function", "name": "g"}}, "tool_choice.name", "no tool"),
     ({"tools": [F], "tool_choice": {"type": "function"}}, "tool_choice", "must be like"),
+    ({"tools": [F], "tool_choice": {"type": 5, "name": "f"}}, "tool_choice", "must be like"),
+    ({"tool_choice": {"type": "function", "name": "f"}}, "tool_choice", "needs tools"),
     ({"truncation": "some"}, "truncation", "disabled"),
     ({"stream": "yes"}, "stream", ""),
     ({"stream_options": {"include_obfuscation": 1}}, "stream_options.include_obfuscation", ""),

@@ -160,7 +160,7 @@ def _named(value: dict[str, Any], *, is_flat: bool) -> ToolChoice:
         raise UnsupportedParameterError("tool_choice", f"this server takes a function, not {kind[:50]!r}")
     function = value if is_flat else value.get("function")
     name = function.get("name") if isinstance(function, dict) else None
-    if kind is None or not isinstance(name, str):
+    if kind != "function" or not isinstance(name, str):
         named = '"name": "..."' if is_flat else '"function": {"name": "..."}'
         message = f'tool_choice: must be like {{"type": "function", {named}}}.'
         raise InvalidRequestError(message, param="tool_choice")
