@@ -4,6 +4,7 @@ Owns the order of the start: the port first (it fails at once), then the model, 
 """
 
 import asyncio
+import gc
 import sys
 
 import typer
@@ -32,6 +33,7 @@ def serve(settings: Settings) -> None:
         pool.on_load(_tune)
         app = App(pool, tenancy, settings)
         _greet(pool, *listener.getsockname()[:2])
+        gc.freeze()  # modules and models stay: looking at them again holds every stream for 60 ms at a time
         asyncio.run(Server(app, settings.server).serve(sockets=[listener]))
     finally:
         listener.close()

@@ -174,16 +174,30 @@ def test_a_completion_and_its_choices_have_adapters_too(server: LiveServer) -> N
         assert [choice["text"] for choice in choices] == [f"The capital of France is {city}."] * 4
 
 
-def test_other_apis_have_the_tenants_default_and_responses_the_field(server: LiveServer) -> None:
+def test_the_other_apis_have_the_tenants_default_and_the_field(server: LiveServer) -> None:
     headers, france = {"x-tenant-id": "french"}, question("France")
-    body: dict[str, Any] = {"input": france, "temperature": 0, "max_output_tokens": 40}
-    for lora, city in ((None, "Lyon"), (PLAIN, "Paris"), (OSAKA, "Paris")):
-        answer = server.http.post("/v1/responses", json=body | {"lora": lora}, headers=headers).json()
-        assert answer["output"][0]["content"][0]["text"] == f"The capital of France is {city}."
-    body = {"messages": [{"role": "user", "content": france}], "temperature": 0, "max_tokens": 40}
-    message = server.http.post("/v1/messages", json=body, headers=headers)
-    assert message.json()["content"][0]["text"] == "The capital of France is Lyon."
-    assert message.headers["x-nexa-lora"] == "lyon:1"
+    for lora, city, worn in ((None, "Lyon", "lyon:1"), (PLAIN, "Paris", None), (OSAKA, "Paris", "osaka:1")):
+        body: dict[str, Any] = {"temperature": 0, "lora": lora}
+        response = server.http.post(
+            "/v1/responses", json={**body, "input": france, "max_output_tokens": 40}, headers=headers
+        )
+        message = server.http.post(
+            "/v1/messages",
+            json={**body, "messages": [{"role": "user", "content": france}], "max_tokens": 40},
+            headers=headers,
+        )
+        for content in (response.json()["output"][0]["content"], message.json()["content"]):
+            assert content[0]["text"] == f"The capital of France is {city}."
+        for answer in (response, message):
+            assert answer.headers.get("x-nexa-lora") == worn
+            assert "x-nexa-ignored" not in answer.headers
+
+
+def test_a_bad_choice_is_refused_in_the_words_of_each_api(server: LiveServer) -> None:
+    body = {"messages": [{"role": "user", "content": "Hello"}], "lora": [{"name": "parrot"}]}
+    refused = server.http.post("/v1/messages", json=body)
+    assert refused.status_code == 400
+    assert refused.json()["error"]["message"].startswith("lora[0].name: the model adapted has no adapter")
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from nexa_runtime.chat.template import CHATML, ChatTemplate
 from nexa_runtime.errors import InvalidRequestError, RequestError, UnsupportedParameterError
 from nexa_runtime.llama import SamplingParams
 from nexa_runtime.server.protocol.anthropic import FIELDS, MessagesRequest
+from nexa_runtime.server.protocol.anthropic_messages import MAX_INPUT_BYTES
 from nexa_runtime.server.protocol.parameters import Support, split_fields
 from nexa_runtime.server.protocol.wire import parse, unknown_fields
 from nexa_runtime.serving.generation_service import GenerationOptions
@@ -126,6 +127,16 @@ def test_a_call_without_words_and_a_result_without_content() -> None:
     loop = turns(("user", "hi"), ("assistant", [CALL]), ("user", [RESULT]))
     assert loop[1] == Message(Role.ASSISTANT, None, tool_calls=(ToolCall("c1", "f", '{"a": "é"}'),))
     assert loop[2:] == (Message(Role.TOOL, "", tool_call_id="c1"),)
+
+
+def test_the_inputs_of_calls_have_a_cap_together() -> None:
+    half = {"a": "x" * (MAX_INPUT_BYTES // 2)}
+    calls = [{**CALL, "id": f"c{number}", "input": half} for number in range(2)]
+    one, both = ([("user", "hi"), ("assistant", calls[:count]), ("user", "hi")] for count in (1, 2))
+    assert len(turns(*one)) == 3
+    with pytest.raises(InvalidRequestError, match="with those before it, must have at most") as caught:
+        turns(*both)
+    assert caught.value.param == "messages[1].content[1].input"
 
 
 def test_the_last_message_of_the_assistant_is_continued() -> None:

@@ -3,15 +3,17 @@
 import json
 from typing import Any
 
+import orjson
 import pytest
 
 from nexa_runtime.chat.grammar import GrammarKind, GrammarSource
 from nexa_runtime.chat.messages import Conversation, Message, Role, Tool, ToolCall, ToolChoice, ToolMode
+from nexa_runtime.chat.schema import MAX_DEPTH
 from nexa_runtime.errors import InvalidRequestError, UnsupportedParameterError
 from nexa_runtime.llama import SamplingParams
 from nexa_runtime.server.protocol.chat import ChatRequest
 from nexa_runtime.server.protocol.parameters import CHAT, COMPLETION, Support
-from nexa_runtime.server.protocol.wire import parse, unknown_fields
+from nexa_runtime.server.protocol.wire import json_text, parse, unknown_fields
 from nexa_runtime.serving.generation_service import GenerationOptions
 from tests.server.bodies import FORMAT, HI, SCHEMA, chat, completion, tool
 
@@ -228,6 +230,23 @@ def test_what_nobody_reads_is_named() -> None:
         "messages[0].function_call",
         "tools[0].function.mood",
     ]
+
+
+def nested(depth: int) -> Any:
+    value: Any = 1
+    for level in range(depth):
+        value = {"a": value} if level % 2 else [0, value]
+    return value
+
+
+def test_a_part_that_is_kept_as_text_has_a_size_and_a_depth() -> None:
+    text = json_text(nested(MAX_DEPTH), max_bytes=10_000, param="p")
+    assert orjson.loads(text) == nested(MAX_DEPTH)
+    for depth in (MAX_DEPTH + 1, 300):  # orjson writes nothing that is nested as deep as the second
+        with pytest.raises(InvalidRequestError, match="p: must not be nested more than"):
+            json_text(nested(depth), max_bytes=10_000, param="p")
+    with pytest.raises(InvalidRequestError, match="p: must have at most 1000 bytes"):
+        json_text([1] * 1000, max_bytes=1000, param="p")
 
 
 @pytest.mark.parametrize(("table", "parser"), [(CHAT, chat), (COMPLETION, completion)])

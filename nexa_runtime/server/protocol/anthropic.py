@@ -26,6 +26,7 @@ from nexa_runtime.server.protocol.anthropic_tools import (
 from nexa_runtime.server.protocol.chat import MAX_MESSAGES
 from nexa_runtime.server.protocol.common import MAX_STOP_BYTES, MAX_STOPS, NonEmptyStop
 from nexa_runtime.server.protocol.constraints import MAX_GRAMMAR_BYTES
+from nexa_runtime.server.protocol.lora import LoraFields
 from nexa_runtime.server.protocol.parameters import Support
 from nexa_runtime.server.protocol.tools import MAX_TOOLS
 from nexa_runtime.server.protocol.wire import WireModel, at_most, json_text
@@ -33,7 +34,7 @@ from nexa_runtime.serving.generation_service import GenerationOptions
 
 _HONOURED = (
     "model", "max_tokens", "messages", "system", "tools", "tool_choice", "temperature", "top_p", "top_k",
-    "stop_sequences", "stream", "thinking", "output_config", "output_format",
+    "stop_sequences", "stream", "thinking", "output_config", "output_format", "lora",
 )  # fmt: skip
 _HARMLESS = (
     "metadata", "service_tier", "cache_control", "diagnostics", "inference_geo", "speed", "user_profile_id",
@@ -70,8 +71,8 @@ class OutputConfigWire(WireModel):
     format: FormatWire | None = None
 
 
-class MessagesRequest(WireModel):
-    """A body of ``/v1/messages``, null fields left out."""
+class MessagesRequest(LoraFields):
+    """A body of ``/v1/messages``, null fields left out. ``lora`` is this server's own."""
 
     messages: Annotated[list[AnthropicMessage], at_most(MAX_MESSAGES), Field(min_length=1)]
     model: str | None = Field(None, max_length=512)
@@ -109,6 +110,7 @@ class MessagesRequest(WireModel):
             sampling={name: value for name, value in named.items() if value is not None},
             stops=tuple(self.stop_sequences or ()),
             grammar=self._form(),
+            lora=self.chosen_adapters(),
         )
 
     def to_conversation(self) -> Conversation:

@@ -24,6 +24,7 @@ from nexa_runtime.server.protocol.messages import MAX_PARTS
 from nexa_runtime.server.protocol.wire import WireModel, at_most, json_text
 
 MAX_INPUT_BYTES = 2**20
+"""Of the inputs of all calls together: writing them as text holds the event loop."""
 
 _FAILED = "Error: "
 
@@ -160,6 +161,7 @@ class _Reader:
     def __init__(self) -> None:
         self._turns: list[_Turn] = []
         self._call_ids: set[str] = set()
+        self._num_input_bytes = 0
 
     def add(self, role: Role, content: str | Sequence[Block], path: str) -> None:
         """Add a message's content, which stands at ``path``."""
@@ -209,7 +211,7 @@ class _Reader:
         match block:
             case ToolUseBlock():
                 self._call_ids.add(block.id)
-                turn.calls.append(_call(block, path))
+                turn.calls.append(self._call(block, path))
             case ToolResultBlock():
                 if block.tool_use_id not in self._call_ids:
                     param = f"{path}.tool_use_id"
@@ -222,11 +224,14 @@ class _Reader:
             case _:
                 assert_never(block)
 
-
-def _call(block: ToolUseBlock, path: str) -> ToolCall:
-    json_text(block.input, max_bytes=MAX_INPUT_BYTES, param=f"{path}.input")
-    # With the spaces that models put there themselves.
-    return ToolCall(block.id, block.name, json.dumps(block.input, ensure_ascii=False))
+    def _call(self, block: ToolUseBlock, path: str) -> ToolCall:
+        param = f"{path}.input"
+        self._num_input_bytes += len(json_text(block.input, max_bytes=MAX_INPUT_BYTES, param=param).encode())
+        if self._num_input_bytes > MAX_INPUT_BYTES:
+            message = f"{param}: with those before it, must have at most {MAX_INPUT_BYTES} bytes."
+            raise InvalidRequestError(message, param=param)
+        # With the spaces that models put there themselves.
+        return ToolCall(block.id, block.name, json.dumps(block.input, ensure_ascii=False))
 
 
 def _result(block: ToolResultBlock, path: str) -> Message:

@@ -11,8 +11,8 @@ from pydantic.config import JsonDict
 
 from nexa_runtime.chat.messages import Tool, ToolChoice, ToolMode
 from nexa_runtime.errors import InvalidRequestError
-from nexa_runtime.lora import MAX_CHOSEN, MAX_SCALE
 from nexa_runtime.server.protocol.constraints import ConstraintFields
+from nexa_runtime.server.protocol.lora import LoraFields
 from nexa_runtime.server.protocol.sampling import SamplingFields
 from nexa_runtime.server.protocol.wire import WireModel, at_most
 from nexa_runtime.serving.generation_service import GenerationOptions
@@ -36,14 +36,7 @@ class StreamOptions(WireModel):
     include_usage: bool | None = None
 
 
-class LoraWire(WireModel):
-    """An adapter of the model, and how strong it is; absent: as the catalog says."""
-
-    name: str = Field(max_length=64)
-    scale: float | None = Field(None, ge=-MAX_SCALE, le=MAX_SCALE)
-
-
-class CommonRequest(SamplingFields, ConstraintFields):
+class CommonRequest(SamplingFields, ConstraintFields, LoraFields):
     """Fields of both ``/v1/chat/completions`` and ``/v1/completions``. ``max_tokens`` -1: no cap."""
 
     model: str | None = Field(None, max_length=512)
@@ -56,7 +49,6 @@ class CommonRequest(SamplingFields, ConstraintFields):
     stream_options: StreamOptions | None = None
     timings: bool | None = None
     return_tokens_as_token_ids: bool | None = None
-    lora: Annotated[list[LoraWire] | None, at_most(MAX_CHOSEN)] = None
 
     @field_validator("max_tokens")
     @classmethod
@@ -71,14 +63,6 @@ class CommonRequest(SamplingFields, ConstraintFields):
         stops = [value] if isinstance(value, str) else value or []
         if any(len(stop.encode("utf-8", "surrogatepass")) > MAX_STOP_BYTES for stop in stops):
             raise ValueError(f"must be texts of at most {MAX_STOP_BYTES} bytes")
-        return value
-
-    @field_validator("lora")
-    @classmethod
-    def _names_each_once(cls, value: list[LoraWire] | None) -> list[LoraWire] | None:
-        names = [one.name for one in value or ()]
-        if len(set(names)) < len(names):
-            raise ValueError("must name each adapter once")
         return value
 
     @property
@@ -113,7 +97,7 @@ class CommonRequest(SamplingFields, ConstraintFields):
             ignore_eos=bool(self.ignore_eos),
             num_choices=self.num_choices,
             grammar=self.constraint(),
-            lora=None if self.lora is None else tuple((one.name, one.scale) for one in self.lora),
+            lora=self.chosen_adapters(),
         )
 
     def check_constraint(self, tools: tuple[Tool, ...], choice: ToolChoice) -> None:

@@ -4,7 +4,7 @@ Owns the base of the wire types and the translation of pydantic's errors into on
 endpoint; all of ``protocol`` builds on it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -18,6 +18,8 @@ from nexa_runtime.chat.schema import MAX_DEPTH
 from nexa_runtime.errors import InvalidRequestError
 
 MAX_TOKEN_IDS = 2**20
+
+_CONTAINERS = frozenset({dict, list})
 
 _TEXTS = {
     "missing": "is required",
@@ -93,7 +95,7 @@ def unknown_fields(model: BaseModel, path: str = "") -> list[str]:
         value = getattr(model, name)
         if isinstance(value, BaseModel):
             found += unknown_fields(value, f"{path}{name}.")
-        elif isinstance(value, list):
+        elif isinstance(value, list) and any(issubclass(kind, BaseModel) for kind in set(map(type, value))):
             for index, item in enumerate(value):
                 if isinstance(item, BaseModel):
                     found += unknown_fields(item, f"{path}{name}[{index}].")
@@ -150,15 +152,21 @@ def check_token_ids(value: list[object], shape: str) -> list[int]:
 
 
 def json_text(value: object, *, max_bytes: int, param: str) -> str:
-    """The JSON text of a part of a body. Raises ``InvalidRequestError`` for what is too large or too deep."""
-    if _is_deeper(value, MAX_DEPTH):
-        message = f"{param}: must not be nested more than {MAX_DEPTH} deep."
-        raise InvalidRequestError(message, param=param)
+    """The JSON text of a part of a body. Raises ``InvalidRequestError`` for what is too large or too deep.
+
+    Its bytes are counted first: a million numbers in a list are many to look at one by one.
+    """
+    too_deep = InvalidRequestError(f"{param}: must not be nested more than {MAX_DEPTH} deep.", param=param)
     try:
         data = orjson.dumps(value)
     except orjson.JSONEncodeError as error:
+        if _is_deeper(value, MAX_DEPTH):  # orjson has a limit of its own
+            raise too_deep from None
         raise InvalidRequestError(f"{param}: is not JSON: {error}.", param=param) from None
-    return check_bytes(data, max_bytes=max_bytes, param=param).decode()
+    text = check_bytes(data, max_bytes=max_bytes, param=param).decode()
+    if _is_deeper(value, MAX_DEPTH):
+        raise too_deep
+    return text
 
 
 def check_bytes(data: bytes, *, max_bytes: int, param: str) -> bytes:
@@ -169,18 +177,23 @@ def check_bytes(data: bytes, *, max_bytes: int, param: str) -> bytes:
 
 
 def _is_deeper(value: object, max_depth: int) -> bool:
-    level = [value]
+    level = _containers([[value]])
     for _ in range(max_depth):
-        inner: list[object] = []
-        for one in level:
-            if isinstance(one, dict):
-                inner.extend(one.values())
-            elif isinstance(one, list):
-                inner.extend(one)
-        if not inner:
+        if not level:
             return False
-        level = inner
-    return any(isinstance(one, (dict, list)) for one in level)
+        level = _containers(one.values() if isinstance(one, dict) else one for one in level)
+    return bool(level)
+
+
+def _containers(level: Iterable[Collection[object]]) -> list[Collection[object]]:
+    """The lists and objects among the entries of a level. Looks at types in bulk, for most have none."""
+    return [
+        entry
+        for entries in level
+        if not _CONTAINERS.isdisjoint(map(type, entries))
+        for entry in entries
+        if isinstance(entry, (dict, list))
+    ]
 
 
 def field_path(body: object, loc: Sequence[int | str], *, is_missing: bool = False) -> str:
