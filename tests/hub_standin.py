@@ -295,13 +295,20 @@ class _Handler(BaseHTTPRequestHandler):
         with suppress(OSError):
             for at in range(0, min(end, len(body)), size):
                 piece = body[at : min(at + size, end)]
-                self.wfile.write(piece)
-                with standin.lock:
-                    standin.bytes_sent[sha256] += len(piece)
+                self._count(sha256, len(piece))  # first: its reader may be ready before this thread goes on
+                try:
+                    self.wfile.write(piece)
+                except OSError:
+                    self._count(sha256, -len(piece))
+                    raise
                 if standin.bytes_per_s:
                     time.sleep(len(piece) / standin.bytes_per_s)
         if end in ends:
             self._tear(ends[end], sha256, body[end:])
+
+    def _count(self, sha256: str, num_bytes: int) -> None:
+        with self.server.standin.lock:
+            self.server.standin.bytes_sent[sha256] += num_bytes
 
     def _tear(self, kind: FaultKind, sha256: str, rest: bytes) -> None:
         standin = self.server.standin
@@ -314,8 +321,7 @@ class _Handler(BaseHTTPRequestHandler):
                     if standin.closing.wait(0.01):
                         break
                     self.wfile.write(rest[at : at + 1])
-                    with standin.lock:
-                        standin.bytes_sent[sha256] += 1
+                    self._count(sha256, 1)
         if kind == "reset":
             # What the client has not read yet would be lost with the connection.
             time.sleep(0.05)
