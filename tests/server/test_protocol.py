@@ -5,15 +5,19 @@ from typing import Any
 
 import orjson
 import pytest
+from pydantic import ValidationError
 
 from nexa_runtime.chat.grammar import GrammarKind, GrammarSource
 from nexa_runtime.chat.messages import Conversation, Message, Role, Tool, ToolCall, ToolChoice, ToolMode
 from nexa_runtime.chat.schema import MAX_DEPTH
 from nexa_runtime.errors import InvalidRequestError, UnsupportedParameterError
 from nexa_runtime.llama import SamplingParams
+from nexa_runtime.server.protocol.anthropic import MessagesRequest
 from nexa_runtime.server.protocol.chat import ChatRequest
 from nexa_runtime.server.protocol.parameters import CHAT, COMPLETION, Support
-from nexa_runtime.server.protocol.wire import json_text, parse, unknown_fields
+from nexa_runtime.server.protocol.rerank import RerankRequest
+from nexa_runtime.server.protocol.responses import ResponsesRequest
+from nexa_runtime.server.protocol.wire import WireModel, json_text, parse, unknown_fields
 from nexa_runtime.serving.generation_service import GenerationOptions
 from tests.server.bodies import FORMAT, HI, SCHEMA, chat, completion, tool
 
@@ -247,6 +251,27 @@ def test_a_part_that_is_kept_as_text_has_a_size_and_a_depth() -> None:
             json_text(nested(depth), max_bytes=10_000, param="p")
     with pytest.raises(InvalidRequestError, match="p: must have at most 1000 bytes"):
         json_text([1] * 1000, max_bytes=1000, param="p")
+
+
+@pytest.mark.parametrize(
+    ("cls", "body", "param"),
+    [
+        (ChatRequest, {"messages": [*HI, *[{"role": 7}] * 999]}, "messages[1].role"),
+        (ChatRequest, {"messages": [{"role": "user", "content": [7] * 999}]}, "messages[0].content[0]"),
+        (MessagesRequest, {"messages": [*HI, *[{"role": 7}] * 999]}, "messages[1].role"),
+        (ResponsesRequest, {"input": [*HI, *[{"role": 7}] * 999]}, "input[1].role"),
+        (RerankRequest, {"query": "x", "documents": ["a", *[7] * 999]}, "documents[1]"),
+    ],
+)
+def test_a_list_is_read_up_to_its_first_bad_item(
+    cls: type[WireModel], body: dict[str, Any], param: str
+) -> None:
+    with pytest.raises(ValidationError) as found:
+        cls.model_validate(body)
+    assert found.value.error_count() <= 3
+    with pytest.raises(InvalidRequestError) as told:
+        parse(cls, body)
+    assert told.value.param == param
 
 
 @pytest.mark.parametrize(("table", "parser"), [(CHAT, chat), (COMPLETION, completion)])

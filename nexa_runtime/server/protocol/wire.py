@@ -55,7 +55,9 @@ class AtMost:
         return value
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.no_info_before_validator_function(self.check, handler(source))
+        schema = handler(source)
+        _stop_at_first(schema)
+        return core_schema.no_info_before_validator_function(self.check, schema)
 
     def __get_pydantic_json_schema__(
         self, schema: CoreSchema, handler: GetJsonSchemaHandler
@@ -70,13 +72,26 @@ class AtMost:
 
 
 def at_most(max_items: int) -> AtMost:
-    """Refuse a longer list or object before its items are looked at, each of which could add an error."""
+    """Refuse a longer list or object before its items are looked at, and a list at its first bad item: each
+    could add several errors, of which a client is told one.
+    """
     return AtMost(max_items)
 
 
 def only(value: str) -> JsonDict:
     """The JSON Schema of a field that may have one value or none; any other is refused by name later."""
     return {"anyOf": [{"const": value}, {"type": "null"}]}
+
+
+def _stop_at_first(schema: CoreSchema) -> None:
+    """Let a list, or one among several types, end at the first item that is none of its own."""
+    if schema["type"] == "list":
+        cast(dict[str, Any], schema)["fail_fast"] = True
+    elif schema["type"] == "nullable":
+        _stop_at_first(schema["schema"])
+    elif schema["type"] == "union":
+        for choice in schema["choices"]:
+            _stop_at_first(choice[0] if isinstance(choice, tuple) else choice)
 
 
 def parse(cls: type[RequestT], fields: Mapping[str, object]) -> RequestT:
