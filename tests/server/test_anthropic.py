@@ -359,7 +359,9 @@ ERRORS: list[tuple[str, str, dict[str, Any], type[anthropic.APIStatusError], str
 
 
 @pytest.mark.parametrize("call", ["create", "stream", "count_tokens"])
-@pytest.mark.parametrize(("key", "tenant", "fields", "cls", "kind"), ERRORS)
+@pytest.mark.parametrize(
+    ("key", "tenant", "fields", "cls", "kind"), ERRORS, ids=[kind for *_, kind in ERRORS]
+)
 def test_errors_become_the_clients_own(
     multi: LiveServer, key: str, tenant: str, fields: dict[str, Any], cls: Any, kind: str, call: str
 ) -> None:

@@ -36,7 +36,6 @@ def test_a_plan_names_the_commit_the_default_quant_and_what_its_file_must_be(sta
         (HubReference("nexa/split-GGUF"), [f"Q4_K_M/{name}" for name in split_files()]),
         (ModelSpec(name="demo", repo=DEMO, quant="Q8_0"), ["nexa-demo-Q8_0.gguf"]),
     ],
-    ids=str,
 )
 def test_a_reference_leads_to_its_files(
     standin: HubStandin, waits: Waits, reference: HubReference | ModelSpec, paths: list[str]
@@ -99,7 +98,6 @@ def test_a_quant_is_read_from_a_path(path: str, quant: str | None) -> None:
         (HubReference("nexa/a/b"), UsageError, "org/name"),
         (ModelSpec(name="demo", repo=DEMO, sha256="0" * 64), IntegrityError, "The catalog pins"),
     ],
-    ids=str,
 )
 def test_what_cannot_be_planned_is_told_in_a_sentence(
     standin: HubStandin,
