@@ -14,7 +14,7 @@ from nexa_runtime.server.ignored import ignored_header
 from nexa_runtime.server.protocol.anthropic import FIELDS, MessagesRequest
 from nexa_runtime.server.protocol.anthropic_writer import AnthropicWriter
 from nexa_runtime.server.protocol.parameters import read_fields
-from nexa_runtime.server.routes.generate import answer
+from nexa_runtime.server.routes.answering import answer
 from nexa_runtime.server.services import is_patient, services, tenant_and_body
 from nexa_runtime.server.stream import while_connected
 

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from nexa_runtime.errors import ResponseNotFoundError
 from nexa_runtime.server.protocol.responses import read_request
 from nexa_runtime.server.protocol.responses_writer import ResponsesWriter
-from nexa_runtime.server.routes.generate import answer, token_texts
+from nexa_runtime.server.routes.answering import answer, token_texts
 from nexa_runtime.server.services import is_patient, services, tenant_and_body, tenant_of
 from nexa_runtime.server.stream import while_connected
 
