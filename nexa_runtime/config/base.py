@@ -1,0 +1,63 @@
+"""What a slice of settings is made of.
+
+Owns the types of values that come as texts. The slices beside it are made of them.
+"""
+
+import re
+from ipaddress import IPv4Network, IPv6Network
+from typing import Annotated
+
+from pydantic import AliasChoices, BeforeValidator, StringConstraints
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+
+class Slice(BaseSettings):
+    """Settings of one layer: frozen, from the environment."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True)
+
+
+def _split(value: object) -> object:
+    """A text with commas as a tuple of its parts."""
+    parts = value.split(",") if isinstance(value, str) else value
+    if isinstance(parts, (list, tuple)):
+        return tuple(part for part in (str(one).strip() for one in parts) if part)
+    return value
+
+
+_UNITS_BYTES = {
+    "": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
+    "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40,
+}  # fmt: skip
+_SIZE = re.compile(r"([0-9]{1,16}(?:\.[0-9]{1,9})?)\s*([A-Z]*)")
+
+
+def parse_bytes(value: object) -> object:
+    """A number of bytes, also as a text: ``6G`` is 6 x 2**30 of them, ``6GB`` 6 x 10**9."""
+    if value is None:
+        return None
+    match = _SIZE.fullmatch(str(value).strip().upper())
+    if match is None or match[2] not in _UNITS_BYTES:
+        raise ValueError("must be bytes, or a text like 6GB")
+    return int(float(match[1]) * _UNITS_BYTES[match[2]]) if match[2] or "." in match[1] else int(match[1])
+
+
+Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+DigestList = tuple[Annotated[str, StringConstraints(pattern="^[0-9a-fA-F]{64}$")], ...]
+Digests = Annotated[DigestList, NoDecode, BeforeValidator(_split)]
+NetworkList = tuple[IPv4Network | IPv6Network, ...]
+Networks = Annotated[NetworkList, NoDecode, BeforeValidator(_split)]
+
+LISTS: dict[object, str] = {
+    DigestList: "digests of 64 hex digits, with commas",
+    NetworkList: "networks like 10.0.0.0/8, with commas",
+}
+
+
+def env_names(field: FieldInfo) -> tuple[str, ...]:
+    """The environment names of a setting, the preferred one first."""
+    alias = field.validation_alias
+    if isinstance(alias, AliasChoices):
+        return tuple(str(choice) for choice in alias.choices)
+    return (str(alias),)

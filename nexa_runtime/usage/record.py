@@ -1,0 +1,43 @@
+"""What one request leaves behind.
+
+Owns the record's fields and their meaning. ``serving`` makes one for each request that was admitted, once it
+has ended and given back all it held; ``recorder`` hands it to the sinks.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+
+@dataclass(frozen=True, slots=True)
+class UsageRecord:
+    """``id``: a UUID of the record's own, by which a sink knows it again. ``request_id``: what the client got
+    as ``x-request-id``; it may be the client's own, so that nothing keeps it from coming twice.
+
+    ``model``: the id of the one that was asked; what the client named, if there was none. ``status``: the
+    HTTP status, or the one that it would have had if the answer had not been on its way already; 499 for a
+    client that left. ``finish_reason``: of the first choice; None where no answer was finished.
+
+    ``cached_tokens`` are some of ``prompt_tokens``. ``queue_ms``: until a slot was free; ``ttft_ms``: until
+    the first text; both from the moment it was admitted, None where it did not come so far.
+    ``created_at``: that moment, in UTC.
+    """
+
+    id: str
+    request_id: str
+    tenant_id: str
+    model: str
+    endpoint: str
+    status: int
+    finish_reason: str | None
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    queue_ms: float | None
+    ttft_ms: float | None
+    response_time_ms: float
+    created_at: datetime
+
+    @property
+    def total_tokens(self) -> int:
+        """Of prompt and answer."""
+        return self.prompt_tokens + self.completion_tokens
