@@ -15,16 +15,17 @@ from pydantic.fields import FieldInfo
 
 from nexa_runtime.config.base import LISTS, Slice, env_names, parse_bytes
 from nexa_runtime.config.models import EngineSettings, ModelSettings, PoolSettings, ServingSettings
-from nexa_runtime.config.operations import LogSettings
+from nexa_runtime.config.operations import DiscoverySettings, HealthSettings, LogSettings
 from nexa_runtime.config.server import AccessSettings, ServerSettings
 from nexa_runtime.config.store import ClientSettings, StoreSettings
 from nexa_runtime.config.tenancy import PLACEHOLDER, TenancySettings, VaultSettings
 from nexa_runtime.errors import ConfigError
 
 __all__ = [
-    "PLACEHOLDER", "SLICES", "AccessSettings", "ClientSettings", "EngineSettings", "LogSettings",
-    "ModelSettings", "PoolSettings", "ServerSettings", "ServingSettings", "Settings", "StoreSettings",
-    "TenancySettings", "VaultSettings", "env_names", "load_settings", "parse_bytes",
+    "PLACEHOLDER", "SLICES", "AccessSettings", "ClientSettings", "DiscoverySettings", "EngineSettings",
+    "HealthSettings", "LogSettings", "ModelSettings", "PoolSettings", "ServerSettings", "ServingSettings",
+    "Settings", "StoreSettings", "TenancySettings", "VaultSettings", "env_names", "load_settings",
+    "parse_bytes",
 ]  # fmt: skip
 
 SliceT = TypeVar("SliceT", bound=Slice)
@@ -45,11 +46,14 @@ class Settings:
     store: StoreSettings
     client: ClientSettings
     log: LogSettings
+    health: HealthSettings
+    discovery: DiscoverySettings
 
 
 SLICES: tuple[type[Slice], ...] = (
     ModelSettings, EngineSettings, ServingSettings, PoolSettings, ServerSettings,
     TenancySettings, VaultSettings, AccessSettings, StoreSettings, ClientSettings, LogSettings,
+    HealthSettings, DiscoverySettings,
 )  # fmt: skip
 
 
@@ -71,6 +75,8 @@ def load_settings(overrides: Mapping[str, object] | None = None) -> Settings:
         store=_load(StoreSettings, given),
         client=_load(ClientSettings, given),
         log=_load(LogSettings, given),
+        health=_load(HealthSettings, given),
+        discovery=_load(DiscoverySettings, given),
     )
 
 

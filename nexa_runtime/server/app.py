@@ -24,6 +24,7 @@ from nexa_runtime.errors import ConfigError, NexaError
 from nexa_runtime.server.auth import Gate
 from nexa_runtime.server.errors import on_http_error, on_nexa_error
 from nexa_runtime.server.middleware import RequestMiddleware
+from nexa_runtime.server.readiness import Readiness
 from nexa_runtime.server.routes import (
     admin,
     docs,
@@ -38,6 +39,7 @@ from nexa_runtime.server.routes import (
     text,
 )
 from nexa_runtime.server.services import Services, State
+from nexa_runtime.server.watchdog import Watchdog
 from nexa_runtime.serving.dispatcher import Dispatcher
 from nexa_runtime.serving.embedding import EmbeddingService
 from nexa_runtime.serving.generation_service import GenerationService
@@ -77,6 +79,7 @@ class App(Starlette):
         self.dispatcher = Dispatcher(pool, settings.serving, slots=settings.engine.slots)
         self.puller = Puller(pool.library.store, pool.library.catalog, Hub(settings.store))
         self._tenancy = tenancy
+        self._watchdog = Watchdog(settings.health.step_limit_s)
         gate = Gate(settings.access, tenancy)
         self._services = Services(
             gate,
@@ -88,6 +91,7 @@ class App(Starlette):
             settings.server,
             RerankService(self.dispatcher),
             TextService(self.dispatcher),
+            Readiness(self.dispatcher, tenancy.directory, self._watchdog),
         )
         super().__init__(
             routes=[
@@ -132,6 +136,7 @@ class App(Starlette):
         directory = self._tenancy.directory
         directory.on_change(self.dispatcher.update_tenant)
         self.dispatcher.start()
+        self._watchdog.start(self.dispatcher.engine)
         tasks = [
             asyncio.create_task(directory.wait_answered(self._tenancy.default_id or _PROBE_ID)),
             asyncio.create_task(self._watch_limits()),
@@ -144,6 +149,7 @@ class App(Starlette):
             await self.dispatcher.stop()
             await self.dispatcher.close()
             await directory.close()
+            self._watchdog.stop()
 
     async def _watch_limits(self) -> None:
         """Look at the limits of tenants that have something running: a change must not wait for a request."""

@@ -9,6 +9,7 @@ from starlette.requests import Request
 from nexa_runtime.config import ServerSettings
 from nexa_runtime.server.auth import Gate
 from nexa_runtime.server.body import read_json_object
+from nexa_runtime.server.readiness import Readiness
 from nexa_runtime.serving.dispatcher import Dispatcher
 from nexa_runtime.serving.embedding import EmbeddingService
 from nexa_runtime.serving.generation_service import GenerationService
@@ -34,6 +35,7 @@ class Services:
     settings: ServerSettings
     reranking: RerankService
     text: TextService
+    readiness: Readiness
 
 
 class State(TypedDict):
