@@ -13,6 +13,7 @@ from nexa_runtime.cli.loading import load_pool
 from nexa_runtime.config import Settings
 from nexa_runtime.server.app import App, Server, bind
 from nexa_runtime.server.auth import check_exposure
+from nexa_runtime.server.discovery import base_url
 from nexa_runtime.serving.loaded import LoadedModel
 from nexa_runtime.serving.pool import ModelPool
 from nexa_runtime.tenancy.setup import open_tenancy
@@ -26,6 +27,8 @@ that is right: with eight clients on a 0.5B model, 75 tokens/s at 5 ms and 63 at
 def serve(settings: Settings) -> None:
     """Serve until SIGINT or SIGTERM. Raises ``NexaError`` when the server cannot start."""
     check_exposure(settings.server.host, settings.access)
+    if settings.discovery.etcd_url is not None:
+        base_url(settings.server, settings.discovery)
     tenancy = open_tenancy(settings.tenancy, settings.vault)
     listener = bind(settings.server)
     try:

@@ -1,7 +1,7 @@
 """Settings of what the server says of itself."""
 
 from typing import Literal
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
 
 from pydantic import AliasChoices, Field, SecretStr, field_validator
 
@@ -69,18 +69,15 @@ class DiscoverySettings(Slice):
     @field_validator("public_url")
     @classmethod
     def _check_public(cls, value: str | None) -> str | None:
-        if value is None:
-            return None
-        if _check_url(value).username is not None:
-            raise ValueError("must have no password: everyone reads it")
-        return value.rstrip("/")
+        if value is not None:
+            _check_url(value)
+        return value
 
 
-def _check_url(text: str) -> SplitResult:
-    """The parts of an ``http`` or ``https`` URL with a host. Raises ``ValueError``."""
+def _check_url(text: str) -> None:
+    """Raise ``ValueError`` unless it is an ``http`` or ``https`` URL with a host."""
     parts = urlsplit(text)
     is_plain = text.isprintable() and not (parts.query or parts.fragment)
     if parts.scheme not in ("http", "https") or not parts.hostname or not is_plain:
         raise ValueError("must be a URL")
     parts.port  # noqa: B018 - raises where it is no number
-    return parts

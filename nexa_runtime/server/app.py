@@ -22,7 +22,9 @@ from starlette.routing import Route
 from nexa_runtime.config import ServerSettings, Settings
 from nexa_runtime.errors import ConfigError, NexaError
 from nexa_runtime.server.auth import Gate
+from nexa_runtime.server.discovery import Registration
 from nexa_runtime.server.errors import on_http_error, on_nexa_error, status_of
+from nexa_runtime.server.metadata import About
 from nexa_runtime.server.middleware import RequestMiddleware
 from nexa_runtime.server.readiness import Readiness
 from nexa_runtime.server.routes import (
@@ -32,6 +34,7 @@ from nexa_runtime.server.routes import (
     generate,
     health,
     messages,
+    metadata,
     models,
     ollama,
     rerank,
@@ -96,7 +99,14 @@ class App(Starlette):
             RerankService(self.dispatcher),
             TextService(self.dispatcher),
             Readiness(self.dispatcher, tenancy.directory, self._watchdog),
+            About(pool, settings, is_open=gate.is_open),
         )
+        self._registration = None
+        if settings.discovery.etcd_url is not None:
+            services = self._services
+            self._registration = Registration(
+                settings.server, settings.discovery, services.readiness, services.about.summary
+            )
         super().__init__(
             routes=[
                 Route("/v1/chat/completions", generate.chat_completions, methods=["POST"]),
@@ -116,6 +126,7 @@ class App(Starlette):
                 Route("/api/version", ollama.version),
                 Route("/api/tags", ollama.tags),
                 Route("/api/show", ollama.show, methods=["POST"]),
+                Route("/v1/metadata", metadata.metadata),
                 Route("/v1/models", models.list_models),
                 Route("/v1/models/{name:path}", models.get_model),
                 Route("/admin/models", admin.list_models),
@@ -142,6 +153,8 @@ class App(Starlette):
         self.recorder.start()
         self.dispatcher.start()
         self._watchdog.start(self.dispatcher.engine)
+        if self._registration is not None:
+            self._registration.start()
         tasks = [
             asyncio.create_task(directory.wait_answered(self._tenancy.default_id or _PROBE_ID)),
             asyncio.create_task(self._watch_limits()),
@@ -151,6 +164,8 @@ class App(Starlette):
         finally:
             for task in tasks:
                 task.cancel()
+            if self._registration is not None:
+                await self._registration.close()
             await self.dispatcher.stop()
             await self.dispatcher.close()
             await self.recorder.close()

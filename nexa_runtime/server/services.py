@@ -9,6 +9,7 @@ from starlette.requests import Request
 from nexa_runtime.config import ServerSettings
 from nexa_runtime.server.auth import Gate
 from nexa_runtime.server.body import read_json_object
+from nexa_runtime.server.metadata import About
 from nexa_runtime.server.readiness import Readiness
 from nexa_runtime.serving.call import Call
 from nexa_runtime.serving.dispatcher import Dispatcher
@@ -37,6 +38,7 @@ class Services:
     reranking: RerankService
     text: TextService
     readiness: Readiness
+    about: About
 
 
 class State(TypedDict):
