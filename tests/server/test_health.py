@@ -91,7 +91,7 @@ def test_an_engine_that_hangs_ends_the_process_and_says_why(tmp_path: Path) -> N
         "engine", "demo", "generation", EXIT_HUNG,
     )  # fmt: skip
     assert last["num_rows"] > 0
-    assert last["seconds"] > 2
+    assert last["seconds"] >= 2
     assert any("model_engine.py" in call for call in last["stack"])
     assert len(server.said("engine_hangs")) == 1
 

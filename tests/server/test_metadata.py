@@ -4,7 +4,9 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from jsonschema import Draft202012Validator
+from pydantic import ValidationError
 
 from nexa_runtime import __version__
 from nexa_runtime.server.protocol.chat import ChatRequest
@@ -70,10 +72,14 @@ def test_options_have_the_ranges_that_a_chat_is_held_to(server: LiveServer) -> N
     assert options["reasoning_effort"]["type"] == "enum"
     assert options["max_tokens"]["max"] == server.loaded.max_sequence_tokens
     assert "demo" in options["model"]["values"]
+    asked = {"messages": [{"role": "user", "content": "Hi"}]}
     for one in options.values():
-        for end in ("min", "max"):
-            if end in one and one["key"] != "max_tokens":
-                assert server.chat("Hi", max_tokens=1, **{one["key"]: one[end]}).status_code == 200, one
+        if "min" in one and one["key"] != "max_tokens":
+            for value in (one["min"], one["max"]):
+                ChatRequest.model_validate({**asked, one["key"]: value})
+            for value in (one["min"] - 1, one["max"] + 1):
+                with pytest.raises(ValidationError):
+                    ChatRequest.model_validate({**asked, one["key"]: value})
 
 
 def test_a_server_with_keys_tells_everyone_its_default_model_only(make_server: Make, tmp_path: Path) -> None:
