@@ -133,6 +133,7 @@ class Engine:
 
     def _end(self, model: ModelEngine) -> None:
         self._guarded(model, model.end)
+        self._acting = None
         model.note_ended()
 
     def _hand_over(self, model: ModelEngine) -> None:

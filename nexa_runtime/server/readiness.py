@@ -37,7 +37,7 @@ class Readiness:
         dispatcher = self.dispatcher
         found = []
         if dispatcher.is_draining:
-            found.append(Reason("draining", "The server is shutting down."))
+            found.append(Reason("draining", "The server is about to end."))
         elif not dispatcher.is_running:
             found.append(Reason("engine_stopped", "The engine does not run."))
         if self.watchdog.is_engine_hung:

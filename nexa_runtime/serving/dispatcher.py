@@ -1,7 +1,7 @@
 """The border between the event loop and the engine threads.
 
 Owns the worker threads that prepare prompts, the way of each step's news to whoever waits for it, and that
-nobody is let in once it stops. Lives on one event loop. ``generation`` and ``embedding`` use it;
+nobody is let in once it drains. Lives on one event loop. ``generation`` and ``embedding`` use it;
 ``server`` and ``cli`` start and stop it.
 """
 
@@ -41,7 +41,7 @@ _NUM_COMPILE_THREADS = 4
 
 
 class Dispatcher:
-    """``start`` before the first request, ``stop`` and ``close`` after the last."""
+    """``start`` before the first request; ``drain`` lets in no more, then ``stop`` and ``close``."""
 
     def __init__(
         self,
@@ -66,16 +66,12 @@ class Dispatcher:
         self._receivers: dict[int, Callable[[News], None]] = {}
         self._unready: set[int] = set()
         """Keys of public prefixes that are still computed."""
-        self._is_stopping = False
+        self.is_draining = False
+        """Whether what was admitted is finished, and nothing new is."""
         self._threads = anyio.CapacityLimiter(_NUM_PROMPT_THREADS)
         self._compile_threads = anyio.CapacityLimiter(_NUM_COMPILE_THREADS)
         self._compile_turns: dict[str, anyio.Lock] = {}
         self._prepare_turns: dict[str, anyio.Lock] = {}
-
-    @property
-    def is_draining(self) -> bool:
-        """Whether it takes no new requests, for the rest of its life."""
-        return self._is_stopping
 
     @property
     def is_running(self) -> bool:
@@ -110,9 +106,13 @@ class Dispatcher:
         self.pool.on_load(self._on_load)
         self.pool.start(self._engine)
 
+    def drain(self) -> None:
+        """Admit nothing more. What was admitted goes on, also what still waits for a model or a slot."""
+        self.is_draining = True
+
     async def stop(self) -> None:
         """End every request with ``ShuttingDownError`` and take no more. A second call does nothing."""
-        self._is_stopping = True
+        self.drain()
         self.pool.stop()
         if self._engine is not None:
             await run_to_end(self._engine.stop)
@@ -130,7 +130,7 @@ class Dispatcher:
         Raises what ``Admission.admit`` does, and ``ShuttingDownError``. It is settled once, whatever becomes
         of it.
         """
-        if self._is_stopping:
+        if self.is_draining:
             raise ShuttingDownError
         ticket = self.admission.admit(tenant, slots=self._slots, count=count)
         name = model_name or tenant.limits.model_id or self.pool.library.default_name

@@ -18,7 +18,7 @@ from nexa_runtime.config import load_settings
 from nexa_runtime.errors import ConfigError
 from nexa_runtime.server.discovery import PREFIX, base_url
 from nexa_runtime.server.etcd import parse_addresses
-from tests.server.children import child, free_port
+from tests.server.faulty_child import child, free_port
 from tests.support import LiveServer, wait_until
 
 ETCD = shutil.which("etcd")
@@ -73,7 +73,7 @@ class Etcd:
 
     def _is_up(self) -> bool:
         try:
-            return httpx.get(f"{self.url}/health").json() == {"health": "true"}
+            return bool(httpx.get(f"{self.url}/health").json() == {"health": "true"})
         except (httpx.HTTPError, ValueError):
             return False
 
@@ -107,7 +107,7 @@ def test_a_ready_server_is_registered_and_withdrawn(make_server: Make, etcd: Etc
     with server.stream("Hello", ignore_eos=True, max_tokens=500) as stream:
         events = stream.events()
         next(events)
-        server.app.dispatcher._is_stopping = True  # it drains, and the stream still runs
+        server.app.dispatcher.drain()  # it drains, and the stream still runs
         assert wait_until(lambda: not etcd.services())
         assert next(events)
     server.stop()

@@ -11,7 +11,7 @@ import pytest
 from nexa_runtime.engine.sequence import StepPlan, StepResult
 from nexa_runtime.server.watchdog import EXIT_HUNG
 from nexa_runtime.serving.loaded import LoadedModel
-from tests.server.children import child
+from tests.server.faulty_child import child
 from tests.support import LiveServer, free_settings, wait_until
 
 Make = Callable[..., LiveServer]
@@ -71,7 +71,7 @@ def test_a_server_that_drains_is_not_ready(make_server: Make) -> None:
     server = make_server()
     with server.stream("Hello", ignore_eos=True, max_tokens=300) as stream:
         next(stream.events())
-        server.app.dispatcher._is_stopping = True
+        server.app.dispatcher.drain()
         assert server.http.get("/health").status_code == 200
         assert server.http.get("/readyz").status_code == 503
         assert codes(server) == ["draining"]

@@ -50,7 +50,7 @@ class Child:
 def child(folder: Path, **env: str) -> Iterator[Child]:
     """A server with these settings on a free port; it is killed if the test leaves it running."""
     port, log = free_port(), folder / "server.log"
-    command = [sys.executable, "-m", "tests.server.child", "serve", "--port", str(port)]
+    command = [sys.executable, "-m", "tests.server.faulty", "serve", "--port", str(port)]
     with log.open("wb") as said:
         process = subprocess.Popen(command, stderr=said, cwd=ROOT, env=os.environ | env)
     made = Child(process, port, log)

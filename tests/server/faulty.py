@@ -1,4 +1,4 @@
-"""The command, with what a test does to it; run as ``python -m tests.server.child serve …``.
+"""The command, with what a test does to it; run as ``python -m tests.server.faulty serve …``.
 
 The product has no switch for any of it. ``TEST_HANG_FILE``: once that file is there, a step never ends.
 ``TEST_LEASE_S``: seconds that a lease lives.
