@@ -77,7 +77,7 @@ class DiscoverySettings(Slice):
 def _check_url(text: str) -> None:
     """Raise ``ValueError`` unless it is an ``http`` or ``https`` URL with a host."""
     parts = urlsplit(text)
-    is_plain = text.isprintable() and not (parts.query or parts.fragment)
+    is_plain = text.isprintable() and not set(text) & set(" ?#")
     if parts.scheme not in ("http", "https") or not parts.hostname or not is_plain:
         raise ValueError("must be a URL")
     parts.port  # noqa: B018 - raises where it is no number

@@ -104,7 +104,9 @@ class Registration:
                     _log.warning("etcd_unavailable", reason=str(error))
                 self._is_failing = True
             except Exception:  # noqa: BLE001 - the next time it may go well
-                _log.exception("registration_crashed")
+                if not self._is_failing:
+                    _log.exception("registration_crashed")
+                self._is_failing = True
             await asyncio.sleep(_RETRY_S if self._is_failing else _CHECK_S)
 
     async def _settle(self) -> None:

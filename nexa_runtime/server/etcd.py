@@ -55,43 +55,44 @@ class Etcd:
 
     async def grant(self, ttl_s: int) -> str:
         """A new lease; what hangs on it is gone ``ttl_s`` seconds after it was kept alive last."""
-        return str((await self._ask("lease/grant", {"TTL": ttl_s}))["ID"])
+        return str(await self._ask("lease/grant", {"TTL": ttl_s}, "ID"))
 
     async def put(self, key: str, value: bytes, lease: str) -> None:
         """Set a key that hangs on a lease."""
-        await self._ask("kv/put", {"key": _base64(key.encode()), "value": _base64(value), "lease": lease})
+        body = {"key": _base64(key.encode()), "value": _base64(value), "lease": lease}
+        await self._ask("kv/put", body, "header")
 
     async def keep_alive(self, lease: str) -> bool:
         """Let a lease begin anew; False if there is none any more."""
-        answer = await self._ask("lease/keepalive", {"ID": lease})
-        return int(answer["result"].get("TTL", 0)) > 0
+        return "TTL" in await self._ask("lease/keepalive", {"ID": lease}, "result")
 
     async def revoke(self, lease: str) -> None:
-        """End a lease, and all that hangs on it; one that is over is no error."""
-        await self._ask("lease/revoke", {"ID": lease}, may_be_gone=True)
+        """End a lease, and all that hangs on it."""
+        if await self.keep_alive(lease):
+            await self._ask("lease/revoke", {"ID": lease}, "header")
 
     async def close(self) -> None:
         """Let go of all connections."""
         await self._http.aclose()
 
-    async def _ask(self, path: str, body: Mapping[str, object], *, may_be_gone: bool = False) -> Any:
-        """The answer of the first address that gives one."""
+    async def _ask(self, path: str, body: Mapping[str, object], wanted: str) -> Any:
+        """What is ``wanted`` of the answer, from the first address that gives it."""
         problems = []
         for address in list(self._addresses):
             try:
                 response = await self._post(address, path, body)
                 if response.status_code == 401 and address in self._tokens:
-                    del self._tokens[address]  # tokens expire
+                    del self._tokens[address]  # they expire
                     response = await self._post(address, path, body)
-                if response.is_success or (may_be_gone and response.status_code == 404):
-                    self._addresses.remove(address)
-                    self._addresses.insert(0, address)
-                    return response.json()
-                problems.append(f"{address.url} answers {response.status_code}: {_reason(response)}")
-            except (httpx.HTTPError, ValueError) as error:
+                found = _found(address, response, wanted)
+            except (httpx.HTTPError, httpx.InvalidURL) as error:
                 problems.append(f"{address.url} gives no answer ({type(error).__name__})")
             except DiscoveryError as error:
                 problems.append(str(error))
+            else:
+                self._addresses.remove(address)
+                self._addresses.insert(0, address)
+                return found
         raise DiscoveryError("; ".join(problems))
 
     async def _post(self, address: Address, path: str, body: Mapping[str, object]) -> httpx.Response:
@@ -103,9 +104,7 @@ class Etcd:
     async def _log_in(self, address: Address) -> str:
         body = {"name": address.user, "password": address.password}
         response = await self._http.post(f"{address.url}/v3/auth/authenticate", json=body)
-        if not response.is_success:
-            raise DiscoveryError(f"{address.url} refuses the user {address.user!r}: {_reason(response)}")
-        token = self._tokens[address] = str(response.json()["token"])
+        token = self._tokens[address] = str(_found(address, response, "token"))
         return token
 
 
@@ -113,9 +112,15 @@ def _base64(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
-def _reason(response: httpx.Response) -> str:
-    """What etcd says of a refusal; of anything else that answers, nothing."""
+def _found(address: Address, response: httpx.Response, wanted: str) -> Any:
+    """What is ``wanted`` of an answer. Raises ``DiscoveryError`` with what etcd says instead."""
     try:
-        return str(response.json()["message"])[:200]
-    except (ValueError, KeyError, TypeError):
-        return "this is no etcd"
+        answer = response.json()
+    except ValueError:
+        answer = None
+    if not isinstance(answer, dict):
+        raise DiscoveryError(f"{address.url} answers {response.status_code}, and not as etcd does")
+    if not response.is_success or wanted not in answer:
+        said = str(answer.get("message", f"no {wanted}"))[:200]
+        raise DiscoveryError(f"{address.url} answers {response.status_code}: {said}")
+    return answer[wanted]

@@ -56,25 +56,25 @@ class About:
 
     def prepare(self) -> None:
         """Make what is the same each time, unless that was done: a quarter of a second. Any thread."""
-        _endpoints()
-        _schemas()
+        _described()
 
     def document(self) -> bytes:
         """The whole of it, as JSON, after ``prepare``."""
         kinds = self._kinds()
         name = self._settings.discovery.service_name
+        endpoints, schemas = _described()
         body = {
             "schema_version": "v1",
             "name": name,
             **self.summary(),
             "service": {"name": name, "version": __version__, "description": _DESCRIPTION},
             "capabilities": self._capabilities(kinds),
-            "endpoints": orjson.Fragment(_endpoints()),
+            "endpoints": orjson.Fragment(endpoints),
             "ui": {"options": list(self._options())},
             "resources": self._resources(),
             "limits": self._limits(),
             "models": self._models(),
-            "components": {"schemas": orjson.Fragment(_schemas())},
+            "components": {"schemas": orjson.Fragment(schemas)},
         }
         return orjson.dumps(body)
 
@@ -203,28 +203,19 @@ def _option_schemas() -> Mapping[str, Mapping[str, Any]]:
 
 
 @cache
-def _described() -> Mapping[str, Any]:
-    """The API's document, of what a gateway may call. Its import takes time that no start needs."""
+def _described() -> tuple[bytes, bytes]:
+    """What a gateway may call, and the schemas that this refers to, of the API's document."""
+    # Their import takes time that no start needs.
     from nexa_runtime.server.openapi import document
     from nexa_runtime.server.protocol.endpoints import ENDPOINTS, Access
 
-    return document([one for one in ENDPOINTS if one.access in (Access.TENANT, Access.PUBLIC)])
-
-
-@cache
-def _schemas() -> bytes:
-    return orjson.dumps(_described()["components"]["schemas"])
-
-
-@cache
-def _endpoints() -> bytes:
-    return orjson.dumps(
-        [
-            _endpoint(path, method, operation)
-            for path, operations in _described()["paths"].items()
-            for method, operation in operations.items()
-        ]
-    )
+    described = document([one for one in ENDPOINTS if one.access in (Access.TENANT, Access.PUBLIC)])
+    endpoints = [
+        _endpoint(path, method, operation)
+        for path, operations in described["paths"].items()
+        for method, operation in operations.items()
+    ]
+    return orjson.dumps(endpoints), orjson.dumps(described["components"]["schemas"])
 
 
 def _endpoint(path: str, method: str, operation: Mapping[str, Any]) -> EndpointAbout:
@@ -233,7 +224,7 @@ def _endpoint(path: str, method: str, operation: Mapping[str, Any]) -> EndpointA
         "path": path,
         "operation_id": operation["operationId"],
         "summary": operation["summary"],
-        "needs_key": bool(operation["security"]),
+        "access": operation["tags"][0],
     }
     content = operation["responses"].get("200", {}).get("content", {})
     if (answer := content.get("application/json")) is not None:

@@ -4,11 +4,14 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
+from nexa_runtime.engine.model_engine import StepShape
 from nexa_runtime.engine.sequence import StepPlan, StepResult
+from nexa_runtime.llama import Context, EmbeddingContext
 from nexa_runtime.server.watchdog import EXIT_HUNG
 from nexa_runtime.serving.loaded import LoadedModel
 from tests.server.faulty_child import child
@@ -94,6 +97,33 @@ def test_an_engine_that_hangs_ends_the_process_and_says_why(tmp_path: Path) -> N
     assert last["seconds"] >= 2
     assert any("model_engine.py" in call for call in last["stack"])
     assert len(server.said("engine_hangs")) == 1
+
+
+def test_the_shape_of_a_step_is_told_while_it_is_computed(
+    make_server: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = make_server()
+    engine = server.app.dispatcher.engine
+    shapes: list[StepShape | None] = []
+
+    def note(function: Any) -> Any:
+        def noting(*arguments: Any) -> Any:
+            shapes.append(engine.step_shape)
+            return function(*arguments)
+
+        return noting
+
+    monkeypatch.setattr(Context, "decode", note(Context.decode))
+    monkeypatch.setattr(EmbeddingContext, "embed", note(EmbeddingContext.embed))
+    ids = [1, 2, 3]
+    server.http.post("/v1/completions", json={"prompt": ids, "max_tokens": 1})
+    server.http.post("/v1/embeddings", json={"input": [ids, ids]})
+    assert shapes == [
+        StepShape("demo", "generation", 3, 0, 1),
+        StepShape("demo", "embedding", 6, 0, 2),
+    ]
+    assert wait_until(lambda: not engine.is_busy)
+    assert engine.step_shape is None
 
 
 def test_a_server_without_the_limit_watches_nothing(make_server: Make) -> None:

@@ -48,7 +48,7 @@ def test_every_endpoint_is_there_with_schemas_that_are_carried(server: LiveServe
         assert ("request_schema" in about) == (one.request is not None)
         assert ("response_schema" in about) == (one.answer is not None)
         assert ("event_schema" in about) == (one.event is not None)
-        assert about["needs_key"] == (one.access is Access.TENANT)
+        assert about["access"] == one.access.value
     chat = shown["POST", "/v1/chat/completions"]
     assert chat["request_schema"] == "#/components/schemas/ChatRequest"
     for name in re.findall(r'"#/components/schemas/(\w+)"', response.text):

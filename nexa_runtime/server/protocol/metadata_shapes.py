@@ -39,15 +39,15 @@ class Capabilities(TypedDict):
 
 
 class EndpointAbout(TypedDict):
-    """One method of one path. Schemas are references into this document. ``event_schema``: of one event of a
-    stream.
+    """One method of one path. ``access``: who may call it on a server with keys. Schemas are references into
+    this document; ``event_schema`` is of each event of a stream.
     """
 
     method: str
     path: str
     operation_id: str
     summary: str
-    needs_key: bool
+    access: Literal["tenant", "public"]
     request_schema: NotRequired[str]
     response_schema: NotRequired[str]
     event_schema: NotRequired[object]
