@@ -99,6 +99,19 @@ def test_an_engine_that_hangs_ends_the_process_and_says_why(tmp_path: Path) -> N
     assert len(server.said("engine_hangs")) == 1
 
 
+def test_an_event_loop_that_is_blocked_ends_the_process_and_says_where(tmp_path: Path) -> None:
+    block = tmp_path / "block"
+    with child(tmp_path, TEST_BLOCK_FILE=str(block), NEXA_STEP_LIMIT_S="0.4") as server:
+        server.wait_ready()
+        block.touch()
+        with pytest.raises(httpx.TransportError):
+            server.http.get("/health")
+        assert server.process.wait(30) == EXIT_HUNG
+    (last,) = map(json.loads, server.said("given_up"))
+    assert last["hung"] == "event loop"
+    assert any("faulty.py" in call for call in last["stack"])
+
+
 def test_the_shape_of_a_step_is_told_while_it_is_computed(
     make_server: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
