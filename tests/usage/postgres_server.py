@@ -55,6 +55,11 @@ class PostgresServer:
         """How to reach a database of it."""
         return f"postgresql://{user}:{password}@127.0.0.1:{self.port}/{database}"
 
+    @property
+    def is_running(self) -> bool:
+        """Between ``start`` and ``stop``."""
+        return self._process is not None
+
     def start(self) -> None:
         """Until it answers."""
         command: list[object] = [self._binaries / "postgres", "-D", "data", "-p", str(self.port), "-k", "."]
