@@ -45,7 +45,7 @@ class PostgresServer:
         password_file = self._folder / "password"
         password_file.write_text(PASSWORD)
         command = [
-            binaries / "initdb", "--no-sync", "--username=nexa", f"--pwfile={password_file}",
+            str(binaries / "initdb"), "--no-sync", "--username=nexa", f"--pwfile={password_file}",
             "--auth=scram-sha-256", "--locale=C", "--encoding=UTF8", f"--pgdata={self._folder / 'data'}",
         ]  # fmt: skip
         subprocess.run(command, check=True, capture_output=True, **self._as_user)

@@ -18,7 +18,7 @@ import pytest
 from pydantic import SecretStr
 from structlog.testing import capture_logs
 
-from nexa_runtime.config import UsageDatabaseSettings
+from nexa_runtime.config import load_settings
 from nexa_runtime.errors import ConfigError, UsageDatabaseError
 from nexa_runtime.usage import UsageRecord, delivery
 from nexa_runtime.usage.database import DatabaseSink, open_database_sink
@@ -55,7 +55,7 @@ def make_sink(tmp_path: Path) -> Iterator[Callable[[str], DatabaseSink]]:
     sinks: list[DatabaseSink] = []
 
     def make(dsn: str) -> DatabaseSink:
-        settings = UsageDatabaseSettings(NEXA_USAGE_DSN=SecretStr(dsn))  # type: ignore[call-arg]
+        settings = load_settings({"NEXA_USAGE_DSN": dsn}).usage_database
         sink = open_database_sink(settings, tmp_path / "usage-spool")
         assert sink is not None
         sink.start()
@@ -381,7 +381,7 @@ def test_without_the_library_the_start_says_what_to_install(
     monkeypatch.setitem(sys.modules, "psycopg", None)
     monkeypatch.delitem(sys.modules, "nexa_runtime.usage.postgres")
     monkeypatch.delattr("nexa_runtime.usage.postgres")
-    settings = UsageDatabaseSettings(NEXA_USAGE_DSN=SecretStr("postgresql://h"))  # type: ignore[call-arg]
+    settings = load_settings({"NEXA_USAGE_DSN": "postgresql://host"}).usage_database
     with pytest.raises(ConfigError, match=r"psycopg: pip install .nexa-runtime\[postgres\]"):
         open_database_sink(settings, tmp_path)
 
@@ -389,7 +389,7 @@ def test_without_the_library_the_start_says_what_to_install(
 def test_without_a_dsn_nothing_is_imported_or_written(tmp_path: Path) -> None:
     program = "import sys, nexa_runtime.server.app; sys.exit('psycopg' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
-    assert open_database_sink(UsageDatabaseSettings(), tmp_path / "usage-spool") is None
+    assert open_database_sink(load_settings().usage_database, tmp_path / "usage-spool") is None
     assert not (tmp_path / "usage-spool").exists()
 
 
