@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 from nexa_runtime.config import UsageDatabaseSettings
 from nexa_runtime.errors import ConfigError
 from nexa_runtime.telemetry import get_logger
-from nexa_runtime.usage.delivery import Delivery, Table
+from nexa_runtime.usage.delivery import Delivery
 from nexa_runtime.usage.record import UsageRecord
-from nexa_runtime.usage.spool import BATCH_RECORDS, Spool
+from nexa_runtime.usage.spool import Spool
 
 if TYPE_CHECKING:
     from nexa_runtime.usage.postgres import UsageTable
@@ -28,6 +28,8 @@ _log = get_logger("usage")
 
 _MAX_TAKEN = 10_000
 """Records in memory, on their way to a disk that takes its time."""
+_MAX_WRITTEN = 500
+"""Records that are written together."""
 _CLOSE_S = 3.0
 
 
@@ -36,7 +38,7 @@ class DatabaseSink:
 
     name = "database"
 
-    def __init__(self, spool: Spool, table: Table) -> None:
+    def __init__(self, spool: Spool, table: "UsageTable") -> None:
         self._spool = spool
         self._delivery = Delivery(spool, table)
         self._taken: deque[UsageRecord] = deque()
@@ -58,6 +60,8 @@ class DatabaseSink:
     def put(self, record: UsageRecord, /) -> None:
         """Take a record."""
         if len(self._taken) >= _MAX_TAKEN:
+            if not self._num_refused:
+                _log.warning("usage_records_dropped", reason="The disk takes too long.", backlog=self.backlog)
             self._num_refused += 1
             return
         self._taken.append(record)
@@ -90,7 +94,7 @@ class DatabaseSink:
             is_last_round = self._is_closing
             while self._taken:
                 # They leave the line when they are on disk: they are in the backlog all the time.
-                records = [self._taken[at] for at in range(min(len(self._taken), BATCH_RECORDS))]
+                records = [self._taken[at] for at in range(min(len(self._taken), _MAX_WRITTEN))]
                 self._spool.append(records)
                 for _ in records:
                     self._taken.popleft()

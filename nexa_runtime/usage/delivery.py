@@ -5,20 +5,29 @@ each change once. It never touches the event loop, and nobody waits for it. ``da
 
 A record that the database refuses is looked for by halving its batch, so that it holds up no other. It is
 given up only when the table has taken another one: where all are refused, something is wrong with the table,
-and records are kept until that is mended or the spool is full.
+and records are kept until that is mended or the spool is full. Many bad ones in a row look the same; so then
+the next batch reaches further, and is looked through in another order.
 """
 
+import random
 import threading
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from nexa_runtime.errors import RecordsRefusedError, UsageDatabaseError
 from nexa_runtime.telemetry import get_logger
 from nexa_runtime.usage.record import UsageRecord
-from nexa_runtime.usage.spool import BATCH_RECORDS, Spool
+from nexa_runtime.usage.spool import Spool
+
+if TYPE_CHECKING:
+    from nexa_runtime.usage.postgres import UsageTable
 
 _log = get_logger("usage")
 
+_BATCH_RECORDS = 500
+_MAX_BATCH_RECORDS = 16_000
+_MAX_REFUSED = 20
+"""So many refused one by one, and none taken, are enough to blame the table."""
 _GATHER_S = 0.2
 """Between two batches that were not full: fewer and larger ones."""
 _IDLE_S = 10.0
@@ -27,34 +36,15 @@ _MIN_RETRY_S = 0.5
 _MAX_RETRY_S = 10.0
 
 
-class Table(Protocol):
-    """Where records go; as ``postgres.UsageTable``."""
-
-    @property
-    def is_connected(self) -> bool:
-        """As far as is known."""
-        ...
-
-    def connect(self) -> None:
-        """Raises ``UsageDatabaseError``."""
-        ...
-
-    def insert(self, records: Sequence[UsageRecord]) -> None:
-        """All or none. Raises ``RecordsRefusedError``, ``UsageDatabaseError``."""
-        ...
-
-    def close(self) -> None:
-        """Hang up."""
-        ...
-
-
 class Delivery:
     """``num_dropped``: records that the database never took."""
 
-    def __init__(self, spool: Spool, table: Table) -> None:
+    def __init__(self, spool: Spool, table: "UsageTable") -> None:
         self.num_dropped = 0
         self._spool = spool
         self._table = table
+        self._reach = _BATCH_RECORDS
+        """How many records the next batch has."""
         self._is_ready = False
         self._reasons: set[str] = set()
         """What the log has said since the database was there last."""
@@ -96,22 +86,24 @@ class Delivery:
                     break
                 self._news.wait(_IDLE_S)
                 self._news.clear()
-            elif num_delivered < BATCH_RECORDS:
+            elif num_delivered < _BATCH_RECORDS:
                 self._closing.wait(_GATHER_S)
         self._table.close()
 
     def _deliver_batch(self) -> int:
         """How many records are no longer in the spool."""
         self._connect()
-        batch = self._spool.next_batch()
+        batch = self._spool.next_batch(self._reach)
         if batch is None:
             self._say_ready()
             return 0
         refused = self._insert(batch.records)
+        self._reach = _BATCH_RECORDS
         self._say_ready()
-        for record, reason in refused:
-            self.num_dropped += 1
-            _log.warning("usage_record_refused", record=record.id, tenant=record.tenant_id, reason=reason)
+        self.num_dropped += len(refused)
+        if refused:
+            ids = [record.id for record, _ in refused[:_MAX_REFUSED]]
+            _log.warning("usage_records_refused", records=len(refused), ids=ids, reason=refused[0][1])
         self._spool.remove(batch)
         return len(batch.records) + batch.num_damaged
 
@@ -121,21 +113,28 @@ class Delivery:
             self._spool.adopt()
 
     def _insert(self, records: Sequence[UsageRecord]) -> list[tuple[UsageRecord, str]]:
-        """Deliver records; those that are refused come back with the reason, unless all are."""
+        """Deliver records; those that are refused come back with the reason.
+
+        Raises ``UsageDatabaseError``, also where none is taken.
+        """
         refused: list[tuple[UsageRecord, str]] = []
+        has_taken = not records
         parts = [records]
         while parts:
             part = parts.pop()
             try:
                 self._insert_part(part)
+                has_taken = True
             except RecordsRefusedError as error:
                 if len(part) == 1:
                     refused.append((part[0], error.reason))
                 else:
+                    part = random.sample(part, len(part)) if part is records else part
                     middle = len(part) // 2
                     parts += [part[middle:], part[:middle]]
-        if refused and len(refused) == len(records):
-            raise UsageDatabaseError(f"it takes no record: {refused[0][1]}")
+            if not has_taken and (len(refused) >= _MAX_REFUSED or not parts):
+                self._reach = min(2 * self._reach, _MAX_BATCH_RECORDS)
+                raise UsageDatabaseError(f"it takes no record: {refused[0][1]}")
         return refused
 
     def _insert_part(self, records: Sequence[UsageRecord]) -> None:

@@ -89,12 +89,12 @@ class UsageTable:
         if not records:
             return
         columns = [list(column) for column in zip(*map(row_of, records), strict=True)]
-        with self._closing_on_error(), self._deadline():
+        with self._closing_on_error(f"the user needs INSERT and SELECT on {TABLE}"), self._deadline():
             self._fetch(INSERT, columns, timeout=_STATEMENT_TIMEOUT)
 
     def create(self) -> None:
         """Make the table and its indices, or add what is lacking. Raises ``UsageDatabaseError``."""
-        with self._closing_on_error():
+        with self._closing_on_error("the owner can run what `nexa-runtime usage init --print` says"):
             self._open()
             for statement in CREATE:
                 self._fetch(statement)
@@ -130,18 +130,24 @@ class UsageTable:
             return cursor.fetchall() if cursor.description else []
 
     @contextmanager
-    def _closing_on_error(self) -> Iterator[None]:
-        """Errors of psycopg become ours; after one that is not about the records the connection is closed."""
+    def _closing_on_error(self, remedy: str = "") -> Iterator[None]:
+        """Errors of psycopg become ours; after one that is not about the records the connection is closed.
+
+        ``remedy``: for a lack of permission.
+        """
         try:
             yield
         except psycopg.Error as error:
-            refusal = self._error_of(error)
+            refusal = self._error_of(error, remedy)
             if not isinstance(refusal, RecordsRefusedError):
                 self.close()
             raise refusal from None
         except UsageDatabaseError:
             self.close()
             raise
+        except OSError as error:  # no file descriptor is left for the deadline's handle
+            self.close()
+            raise UsageDatabaseError(f"{error.strerror or error}.") from None
 
     @contextmanager
     def _deadline(self) -> Iterator[None]:
@@ -158,18 +164,18 @@ class UsageTable:
                 timer.cancel()
                 timer.join()
 
-    def _error_of(self, error: psycopg.Error) -> UsageDatabaseError:
+    def _error_of(self, error: psycopg.Error, remedy: str) -> UsageDatabaseError:
         text = error.diag.message_primary or str(error) or type(error).__name__
         for name in _SECRETS:
             if secret := self._options.get(name):
                 text = text.replace(secret, "***")
-        reason = text.splitlines()[0].rstrip(".") + "."
+        reason = text.splitlines()[0].rstrip(".")
         state = error.sqlstate or ""
         if state[:2] in _REFUSALS or isinstance(error, psycopg.DataError):
-            return RecordsRefusedError(reason)
-        if state == _NO_PRIVILEGE:
-            reason = f"{reason[:-1]}; the user needs INSERT and SELECT on {TABLE}."
-        return UsageDatabaseError(reason)
+            return RecordsRefusedError(f"{reason}.")
+        if state == _NO_PRIVILEGE and remedy:
+            reason = f"{reason}; {remedy}"
+        return UsageDatabaseError(f"{reason}.")
 
 
 def _parse(dsn: SecretStr) -> dict[str, str]:

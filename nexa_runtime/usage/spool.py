@@ -35,9 +35,6 @@ from nexa_runtime.usage.record import UsageRecord
 
 _log = get_logger("usage")
 
-BATCH_RECORDS = 500
-"""So many records are delivered together, or a segment more."""
-
 _SEGMENT_BYTES = 2**18
 _SUFFIX = ".spool"
 _LOCK_NAME = "lock"
@@ -107,26 +104,30 @@ class Spool:
             if num_kept:
                 self._keep(records[:num_kept], b"".join(lines[:num_kept]))
 
-    def next_batch(self) -> Batch | None:
-        """The oldest records, until they are removed the same ones again; None when there are none."""
+    def next_batch(self, num_records: int) -> Batch | None:
+        """The oldest records, so many or a segment more, and the same again until they are removed; None when
+        there are none.
+        """
         with self._lock:
             self._seal()
             segments: list[Segment] = []
             records: list[UsageRecord] = []
             num_damaged = 0
+            reason = ""
             for segment in self._sealed:
-                if len(records) >= BATCH_RECORDS:
+                if len(records) >= num_records:
                     break
                 try:
                     found, damaged = _read(segment)
                 except OSError as error:
                     # It may be readable later, when there are file descriptors again.
-                    if self._has_begun("unreadable", True):
-                        _log.warning("usage_spool_unreadable", reason=str(error))
+                    reason = error.strerror or str(error)
                     continue
                 segments.append(segment)
                 records.extend(found)
                 num_damaged += damaged
+            if self._has_begun("unreadable", bool(reason)):
+                _log.warning("usage_spool_unreadable", reason=reason)
             return Batch(tuple(records), tuple(segments), num_damaged) if segments else None
 
     def remove(self, batch: Batch) -> None:
@@ -218,7 +219,7 @@ class Spool:
 
     def _take_in(self, path: Path) -> None:
         data = path.read_bytes()
-        num_lines = data.count(b"\n") + (not data.endswith(b"\n"))
+        num_lines = data.count(b"\n") + (data[-1:] not in (b"", b"\n"))
         self._sealed.append(Segment(path, num_lines, len(data)))
         self.num_records += num_lines
         self.num_bytes += len(data)
@@ -284,8 +285,10 @@ def _segments_in(folder: Path) -> Iterable[Path]:
 
 
 def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    """So that a new file's name survives a power cut too, where the file system can do that."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

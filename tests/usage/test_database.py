@@ -241,9 +241,23 @@ def test_records_that_are_refused_hold_up_no_other(
         assert wait_until(lambda: sink.backlog == 0)
     assert sink.dropped == 3
     assert_all_once(postgres, database, [*good, last])
-    refused = [line for line in lines if line["event"] == "usage_record_refused"]
-    assert {line["record"] for line in refused} == {record.id for record in poison}
+    refused = [line for line in lines if line["event"] == "usage_records_refused"]
+    assert {one for line in refused for one in line["ids"]} == {record.id for record in poison}
     assert "violates check constraint" in refused[0]["reason"]
+
+
+def test_many_refused_records_in_a_row_hold_up_no_other(
+    postgres: PostgresServer, database: str, dsn: str, make_sink: Callable[[str], DatabaseSink]
+) -> None:
+    postgres.execute("ALTER TABLE ai_runtime_logs ADD CHECK (tenant_id <> 'poison')", database)
+    sink = make_sink(dsn)
+    with capture_logs() as lines:
+        put(sink, [a_record(tenant_id="poison") for _ in range(700)])
+        assert wait_until(lambda: any(line["event"] == "usage_database_away" for line in lines))
+        good = put(sink, some_records(700))
+        assert wait_until(lambda: sink.backlog == 0)
+    assert sink.dropped == 700
+    assert_all_once(postgres, database, good)
 
 
 def test_a_table_that_refuses_everything_loses_nothing(

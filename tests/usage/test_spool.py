@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 
 from nexa_runtime.errors import ConfigError
 from nexa_runtime.usage import UsageRecord
-from nexa_runtime.usage.spool import BATCH_RECORDS, Spool, decode, encode
+from nexa_runtime.usage.spool import Spool, decode, encode
 from tests.usage.records import a_record, some_records
 
 MANY_BYTES = 10**8
@@ -27,7 +27,7 @@ def segments(base: Path) -> list[Path]:
 def drain(spool: Spool) -> list[UsageRecord]:
     """All that is in it, in order; it is empty then."""
     records: list[UsageRecord] = []
-    while (batch := spool.next_batch()) is not None:
+    while (batch := spool.next_batch(500)) is not None:
         records += batch.records
         spool.remove(batch)
     assert (spool.num_records, spool.num_bytes) == (0, 0)
@@ -40,10 +40,10 @@ def test_what_was_appended_comes_back_in_order_and_leaves_no_file(tmp_path: Path
     for at in range(0, 2000, 100):
         spool.append(records[at : at + 100])
     assert spool.num_records == 2000
-    batch = spool.next_batch()
+    batch = spool.next_batch(500)
     assert batch is not None
-    assert BATCH_RECORDS <= len(batch.records) < 2000
-    assert spool.next_batch() == batch
+    assert 500 <= len(batch.records) < 2000
+    assert spool.next_batch(500) == batch
     spool.remove(batch)
     assert list(batch.records) + drain(spool) == records
     assert segments(tmp_path) == []
@@ -91,7 +91,7 @@ def test_what_cannot_be_written_stays_in_memory(tmp_path: Path) -> None:
     spool = Spool(tmp_path, MANY_BYTES)
     records = some_records(9)
     spool.append(records[:3])
-    assert spool.next_batch() is not None
+    assert spool.next_batch(500) is not None
     folder = tmp_path / "1"
     folder.rename(tmp_path / "away")
     folder.write_text("a file in its place")
@@ -110,11 +110,11 @@ def test_a_segment_that_cannot_be_read_waits(tmp_path: Path) -> None:
     spool = Spool(tmp_path, MANY_BYTES)
     records = some_records(4)
     spool.append(records[:2])
-    assert spool.next_batch() is not None
+    assert spool.next_batch(500) is not None
     spool.append(records[2:])
     (first,) = segments(tmp_path)[:1]
     first.rename(tmp_path / "elsewhere")
-    batch = spool.next_batch()
+    batch = spool.next_batch(500)
     assert batch is not None
     assert list(batch.records) == records[2:]
     spool.remove(batch)
