@@ -19,13 +19,14 @@ from nexa_runtime.config.operations import DiscoverySettings, HealthSettings, Lo
 from nexa_runtime.config.server import AccessSettings, ServerSettings
 from nexa_runtime.config.store import ClientSettings, StoreSettings
 from nexa_runtime.config.tenancy import PLACEHOLDER, TenancySettings, VaultSettings
+from nexa_runtime.config.usage_database import UsageDatabaseSettings
 from nexa_runtime.errors import ConfigError
 
 __all__ = [
     "PLACEHOLDER", "SLICES", "AccessSettings", "ClientSettings", "DiscoverySettings", "EngineSettings",
     "HealthSettings", "LogSettings", "ModelSettings", "PoolSettings", "ServerSettings", "ServingSettings",
-    "Settings", "StoreSettings", "TenancySettings", "VaultSettings", "env_names", "load_settings",
-    "parse_bytes",
+    "Settings", "StoreSettings", "TenancySettings", "UsageDatabaseSettings", "VaultSettings", "env_names",
+    "load_settings", "parse_bytes",
 ]  # fmt: skip
 
 SliceT = TypeVar("SliceT", bound=Slice)
@@ -48,12 +49,14 @@ class Settings:
     log: LogSettings
     health: HealthSettings
     discovery: DiscoverySettings
+    usage_database: UsageDatabaseSettings
 
 
 SLICES: tuple[type[Slice], ...] = (
     ModelSettings, EngineSettings, ServingSettings, PoolSettings, ServerSettings,
     TenancySettings, VaultSettings, AccessSettings, StoreSettings, ClientSettings, LogSettings,
     HealthSettings, DiscoverySettings,
+    UsageDatabaseSettings,
 )  # fmt: skip
 
 
@@ -77,6 +80,7 @@ def load_settings(overrides: Mapping[str, object] | None = None) -> Settings:
         log=_load(LogSettings, given),
         health=_load(HealthSettings, given),
         discovery=_load(DiscoverySettings, given),
+        usage_database=_load(UsageDatabaseSettings, given),
     )
 
 
