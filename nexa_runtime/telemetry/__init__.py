@@ -3,22 +3,24 @@
 from nexa_runtime.telemetry.behind import flush_stderr, stderr_behind
 from nexa_runtime.telemetry.logging import (
     Logger,
+    bind_caller,
     bind_request,
-    bind_tenant,
     configure_logging,
     get_logger,
     is_debugging,
+    log_crashes,
     set_level,
 )
 
 __all__ = [
     "Logger",
+    "bind_caller",
     "bind_request",
-    "bind_tenant",
     "configure_logging",
     "flush_stderr",
     "get_logger",
     "is_debugging",
+    "log_crashes",
     "set_level",
     "stderr_behind",
 ]

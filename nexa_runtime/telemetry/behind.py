@@ -1,8 +1,8 @@
 """Standard error that is never waited for: whoever writes goes on, and a thread of its own writes.
 
-Owns the lines on their way, their order, and what becomes of them when the target is full, gone, or a pipe that
-nobody reads: some wait, what comes on top is lost and counted, and the count is said as soon as something can
-be written again. ``serve`` runs behind it; commands that are done in a moment write directly.
+Owns the lines on their way, their order, and what becomes of them when the target is full, gone, or a pipe
+that nobody reads: some wait, what comes on top is lost and counted, and the count is said once something can
+can be written again. ``serve`` runs behind it; commands that are done in a moment write directly.
 """
 
 import io

@@ -8,8 +8,10 @@ writes, ``behind`` keeps whoever logs from waiting for the target.
 
 import logging
 import sys
+import threading
 from collections.abc import Iterable, Iterator, MutableMapping
 from contextlib import contextmanager, suppress
+from types import TracebackType
 from typing import Any
 
 from nexa_runtime.telemetry.redaction import hide
@@ -83,6 +85,26 @@ class Logger(structlog.BoundLoggerBase):
         return str(line)
 
 
+def log_crashes() -> None:
+    """From now on what nobody catches becomes a line too: in the main thread, in others, in finalizers."""
+    log = get_logger("process")
+
+    def on_crash(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if issubclass(kind, Exception):
+            log.error("crashed", exc_info=error)
+        else:
+            sys.__excepthook__(kind, error, trace)
+
+    def on_thread_crash(args: threading.ExceptHookArgs) -> None:
+        if not issubclass(args.exc_type, SystemExit):
+            name = None if args.thread is None else args.thread.name
+            log.error("thread_crashed", thread=name, exc_info=args.exc_value)
+
+    sys.excepthook = on_crash
+    threading.excepthook = on_thread_crash
+    sys.unraisablehook = lambda args: log.error("error_ignored", text=args.err_msg, exc_info=args.exc_value)
+
+
 def get_logger(name: str) -> Logger:
     """A logger whose lines carry ``room=name``."""
     return Logger(_stderr, _processors, {"room": name})
@@ -95,9 +117,9 @@ def bind_request(*, request_id: str) -> Iterator[None]:
         yield
 
 
-def bind_tenant(tenant_id: str) -> None:
-    """Every further line of the request that is being served carries its tenant's id."""
-    structlog.contextvars.bind_contextvars(tenant=tenant_id)
+def bind_caller(tenant_id: str, key_id: str | None) -> None:
+    """Every further line of the request that is being served says who asks, and by which key."""
+    structlog.contextvars.bind_contextvars(tenant=tenant_id, key_id=key_id)
 
 
 class _Stderr:
@@ -123,7 +145,12 @@ class _Forward(logging.Handler):
 
 def _complete(_: object, level: str, fields: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """What every line has first, then what holds for the request, then the event's own."""
-    line = {"timestamp": "", "level": level, "event": fields.pop("event", None), "room": fields.pop("room", None)}
+    line = {
+        "timestamp": "",
+        "level": level,
+        "event": fields.pop("event", None),
+        "room": fields.pop("room", None),
+    }
     line.update(structlog.contextvars.get_contextvars())
     line.update(fields)
     exc_info = line.pop("exc_info", None)

@@ -1,4 +1,4 @@
-"""What must never be in a log: secrets, known by the name they go by, by their shape, or because they are ours.
+"""What must never be in a log: secrets, known by their name, by their shape, or because they are ours.
 
 Owns the patterns. It never decides where it is applied: ``values`` calls it for every text of every line. It
 would rather hide a harmless word than show a secret.
@@ -13,14 +13,17 @@ REDACTED = "[redacted]"
 _MIN_OWN_CHARS = 8
 """A shorter secret of this process is hidden by its name only: as a text it may be part of any word."""
 
-_NAME = r"(?:authorization|cookie|credentials?|passwd|password|passphrase|pwd|secret(?:_id)?|dsn|token|api_?key|[_-]key)"
+_NAME = (
+    r"(?:authorization|cookie|credentials?|passwd|password|passphrase|pwd|secret(?:_id)?|dsn|token"
+    r"|api_?key|[_-]key)"
+)
 _NAMED = re.compile(rf"{_NAME}$", re.IGNORECASE)
 
 _SHAPES = re.compile(
     r"nexa_[a-z0-9-]{1,64}_[A-Za-z0-9_-]{40,}"  # a tenant's key
     r"|(?<![A-Za-z0-9])(?:"
     r"hf_[A-Za-z0-9]{8,}|hv[sbr]\.[A-Za-z0-9_.-]{8,}|s\.[A-Za-z0-9]{24}"  # the hub's, Vault's
-    r"|sk-[A-Za-z0-9_-]{8,}|sb_secret_[A-Za-z0-9_-]{8,}|sbp_[A-Za-z0-9]{8,}"  # OpenAI's and like it, Supabase's
+    r"|sk-[A-Za-z0-9_-]{8,}|sb_secret_[A-Za-z0-9_-]{8,}|sbp_[A-Za-z0-9]{8,}"  # OpenAI's, Supabase's
     r"|gh[a-z]_[A-Za-z0-9]{16,}|github_pat_[A-Za-z0-9_]{16,}|AKIA[0-9A-Z]{16}"
     r"|eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]*)?)"  # a JSON web token
 )

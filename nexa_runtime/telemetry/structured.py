@@ -2,8 +2,8 @@
 
 Owns the first import of it. ``logging`` alone uses it.
 
-Deliberate: while structlog is imported, rich is said not to be there. ``structlog.dev`` and its tracebacks, which
-nothing here uses, go without it then.
+Deliberate: while structlog is imported, rich is said not to be there. ``structlog.dev`` and its tracebacks,
+which nothing here uses, go without it then.
 """
 
 import sys

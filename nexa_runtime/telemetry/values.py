@@ -8,11 +8,11 @@ import traceback
 from collections.abc import Mapping, Sequence, Set
 from functools import lru_cache
 from types import TracebackType
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from nexa_runtime.telemetry.redaction import REDACTED, is_secret_name, redact
 
-Plain: TypeAlias = "None | bool | int | float | str | list[Plain] | dict[str, Plain]"
+Plain: TypeAlias = "bool | int | float | str | list[Plain] | dict[str, Plain] | None"
 
 MAX_TEXT_CHARS = 8192
 MAX_LINE_CHARS = 32_768
@@ -31,7 +31,7 @@ _MAX_INT = 2**63
 """Readers of JSON give up there."""
 
 
-def clean(fields: Mapping[object, object]) -> dict[str, Plain]:
+def clean(fields: Mapping[Any, object]) -> dict[str, Plain]:
     """The fields of one line."""
     return _Cleaner().fields(fields, 0)
 
@@ -66,7 +66,7 @@ class _Cleaner:
     def __init__(self) -> None:
         self._left = MAX_LINE_CHARS
 
-    def fields(self, fields: Mapping[object, object], depth: int) -> dict[str, Plain]:
+    def fields(self, fields: Mapping[Any, object], depth: int) -> dict[str, Plain]:
         plain: dict[str, Plain] = {}
         for name, value in fields.items():
             self._left -= _ITEM_CHARS
