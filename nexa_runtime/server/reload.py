@@ -47,26 +47,30 @@ class Reloader:
         self._catalog_file = _path(settings.store.catalog_file)
         self._tenants_file = _path(settings.tenancy.tenants_file)
         self._wanted = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
         self._has_terminal = os.isatty(0)
 
     def start(self) -> None:
         """Listen for the signal, where this is the thread that gets it."""
-        self._task = asyncio.create_task(self._run())
+        self._loop = asyncio.get_running_loop()
+        self._task = self._loop.create_task(self._run())
         if threading.current_thread() is threading.main_thread():
-            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._on_hangup)
+            self._loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
 
     def stop(self) -> None:
         """Listen no longer."""
-        if self._task is not None:
-            self._task.cancel()
+        assert self._loop is not None
+        assert self._task is not None
+        self._task.cancel()
         if threading.current_thread() is threading.main_thread():
-            asyncio.get_running_loop().remove_signal_handler(signal.SIGHUP)
+            self._loop.remove_signal_handler(signal.SIGHUP)
             signal.signal(signal.SIGHUP, signal.SIG_IGN)  # it must not cut what is still to be done
 
     def ask(self) -> None:
-        """Read everything again soon; one more time if that is being done."""
-        self._wanted.set()
+        """Read everything again soon; one more time if that is being done. Any thread."""
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(self._wanted.set)
 
     def _on_hangup(self) -> None:
         if self._has_terminal and not os.isatty(0):

@@ -1,7 +1,7 @@
 """Standard error that is never waited for: whoever writes goes on, and a thread of its own writes.
 
 Owns the lines on their way, their order, and what becomes of them when the target is full, gone, or a pipe
-that nobody reads: some wait, what comes on top is lost and counted, and the count is said once something can
+that nobody reads: some wait, what comes on top is lost and counted, and the count is said once something
 can be written again. ``serve`` runs behind it; commands that are done in a moment write directly.
 """
 
@@ -32,8 +32,8 @@ def stderr_behind() -> Iterator[None]:
     try:
         yield
     finally:
-        writer.wait_written(_END_S)
         sys.stderr = target
+        writer.end(_END_S)
 
 
 def flush_stderr(timeout_s: float = _END_S) -> None:
@@ -56,6 +56,7 @@ class _Writer(io.TextIOBase):
         self._num_lost = 0
         self._is_cut = False
         """Whether the target ends with a part of a line. Of the thread alone."""
+        self._is_ended = False
         threading.Thread(target=self._run, name="stderr", daemon=True).start()
 
     def write(self, text: str, /) -> int:
@@ -86,10 +87,19 @@ class _Writer(io.TextIOBase):
         with self._changed:
             self._changed.wait_for(lambda: not self._num_bytes, timeout_s)
 
+    def end(self, timeout_s: float) -> None:
+        """As ``wait_written``, and the thread ends."""
+        self.wait_written(timeout_s)
+        with self._changed:
+            self._is_ended = True
+            self._changed.notify_all()
+
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._waiting)
+                self._changed.wait_for(lambda: self._waiting or self._is_ended)
+                if not self._waiting:
+                    return
                 data, self._waiting = b"".join(self._waiting), []
                 num_lost = self._num_lost
             note = _log.text("warning", "lines_lost", lines=num_lost).encode() + b"\n" if num_lost else b""

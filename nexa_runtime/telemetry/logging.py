@@ -112,8 +112,8 @@ def get_logger(name: str) -> Logger:
 
 @contextmanager
 def bind_request(*, request_id: str) -> Iterator[None]:
-    """Every line logged inside carries the request's id."""
-    with structlog.contextvars.bound_contextvars(request_id=request_id):
+    """Every line logged inside carries the request's id, and who asks as soon as that is known."""
+    with structlog.contextvars.bound_contextvars(request_id=request_id, tenant=None, key_id=None):
         yield
 
 
