@@ -19,13 +19,15 @@ _NAME = (
 )
 _NAMED = re.compile(rf"{_NAME}$", re.IGNORECASE)
 
+# A letter may end an escape sequence, of Python's or of a terminal's, and begin no word.
+_START = r"(?:(?<![A-Za-z0-9])|(?<=\\[a-z])|(?<=[0-9;\[][A-Za-z]))"
 _SHAPES = re.compile(
     r"nexa_[a-z0-9-]{1,64}_[A-Za-z0-9_-]{40,}"  # a tenant's key
-    r"|(?<![A-Za-z0-9])(?:"
-    r"hf_[A-Za-z0-9]{8,}|hv[sbr]\.[A-Za-z0-9_.-]{8,}|s\.[A-Za-z0-9]{24}"  # the hub's, Vault's
-    r"|sk-[A-Za-z0-9_-]{8,}|sb_secret_[A-Za-z0-9_-]{8,}|sbp_[A-Za-z0-9]{8,}"  # OpenAI's, Supabase's
+    r"|hf_[A-Za-z0-9]{8,}|hv[sbr]\.[A-Za-z0-9_.-]{8,}"  # the hub's, Vault's
+    rf"|{_START}(?:s\.[A-Za-z0-9]{{24}}|sk-[A-Za-z0-9_-]{{8,}})"  # Vault's of old, OpenAI's
+    r"|sb_secret_[A-Za-z0-9_-]{8,}|sbp_[A-Za-z0-9]{8,}"  # Supabase's
     r"|gh[a-z]_[A-Za-z0-9]{16,}|github_pat_[A-Za-z0-9_]{16,}|AKIA[0-9A-Z]{16}"
-    r"|eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]*)?)"  # a JSON web token
+    r"|eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]*)?"  # a JSON web token
 )
 _USER = re.compile(r"(?<=://)(?:[^\s/?#@:]{1,128}|[^\s/?#@:]{0,128}:[^\s\"'<>]{0,128})@")
 """Of a URL, the password with it."""

@@ -6,7 +6,6 @@ import re
 import string
 import sys
 import threading
-import warnings
 from contextlib import suppress
 
 import orjson
@@ -69,7 +68,7 @@ def secrets(draw: st.DrawFn) -> tuple[str, str]:
             ]
         )
     )
-    before, after = draw(any_text), draw(any_text)
+    before, after = (draw(any_text.filter(lambda text: token not in text)) for _ in range(2))
     return before + draw(separators) + shape.format(token) + draw(separators) + after, token
 
 
@@ -156,14 +155,11 @@ def test_the_level_can_change_at_any_time(written: Written) -> None:
     assert [line["event"] for line in written.lines()] == ["two"]
 
 
-def test_libraries_and_warnings_become_lines(written: Written) -> None:
+def test_what_libraries_say_becomes_lines(written: Written) -> None:
     logging.getLogger("uvicorn.error").warning("odd %s", "thing")
     logging.getLogger("uvicorn.error").info("not heard")
     (ours,) = [one for one in logging.getLogger().handlers if type(one).__name__ == "_Forward"]
     ours.emit(logging.LogRecord("lib", logging.ERROR, "", 1, "%d of them", ("not a number",), None))
-    with warnings.catch_warnings():
-        warnings.simplefilter("always")
-        warnings.warn("old", DeprecationWarning, stacklevel=1)
     try:
         raise OSError("gone")
     except OSError:
@@ -173,11 +169,10 @@ def test_libraries_and_warnings_become_lines(written: Written) -> None:
     assert rooms == [
         ("uvicorn.error", "library"),
         ("lib", "library"),
-        ("py.warnings", "library"),
         ("lib", "library"),
     ]
     assert lines[0]["text"] == "odd thing"
-    assert lines[3]["exception"][0]["message"] == "gone"
+    assert lines[2]["exception"][0]["message"] == "gone"
 
 
 def test_what_nobody_catches_becomes_a_line(written: Written, monkeypatch: pytest.MonkeyPatch) -> None:

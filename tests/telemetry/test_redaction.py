@@ -45,6 +45,8 @@ def test_names_that_only_look_like_it(name: str) -> None:
     ("text", "shown"),
     [
         (f"hf_{TOKEN}", REDACTED),
+        (f"a\\nsk-{TOKEN}", f"a\\n{REDACTED}"),
+        (f"\x1b[2Jsk-{TOKEN}", f"\x1b[2J{REDACTED}"),
         (f"for hvs.{TOKEN} it", f"for {REDACTED} it"),
         (f"sk-{TOKEN}, sk-ant-{TOKEN}", f"{REDACTED}, {REDACTED}"),
         (f"eyJhbGciOiJI.{TOKEN}.{TOKEN}", REDACTED),
