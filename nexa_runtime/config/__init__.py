@@ -21,14 +21,14 @@ from nexa_runtime.config.operations import FileSettings, LogSettings
 from nexa_runtime.config.server import AccessSettings, ServerSettings
 from nexa_runtime.config.store import ClientSettings, StoreSettings
 from nexa_runtime.config.tenancy import PLACEHOLDER, TenancySettings, VaultSettings
+from nexa_runtime.config.usage_database import UsageDatabaseSettings
 from nexa_runtime.errors import ConfigError
 
 __all__ = [
     "PLACEHOLDER", "SLICES", "AccessSettings", "ClientSettings", "EngineSettings", "FileSettings",
     "LogSettings", "ModelSettings", "PoolSettings", "ServerSettings", "ServingSettings", "Settings",
-    "StoreSettings",
-    "TenancySettings", "VaultSettings", "env_names", "load_log_settings", "load_settings",
-    "parse_bytes",
+    "StoreSettings", "TenancySettings", "UsageDatabaseSettings", "VaultSettings", "env_names",
+    "load_log_settings", "load_settings", "parse_bytes",
 ]  # fmt: skip
 
 SliceT = TypeVar("SliceT", bound=Slice)
@@ -49,6 +49,7 @@ class Settings:
     store: StoreSettings
     client: ClientSettings
     log: LogSettings
+    usage_database: UsageDatabaseSettings
 
     def secrets(self) -> list[str]:
         """The texts among them that nobody may read."""
@@ -59,7 +60,7 @@ class Settings:
 SLICES: tuple[type[Slice], ...] = (
     ModelSettings, EngineSettings, ServingSettings, PoolSettings, ServerSettings,
     TenancySettings, VaultSettings, AccessSettings, StoreSettings, ClientSettings, LogSettings,
-    FileSettings,
+    FileSettings, UsageDatabaseSettings,
 )  # fmt: skip
 
 
@@ -81,6 +82,7 @@ def load_settings(overrides: Mapping[str, object] | None = None) -> Settings:
         store=_load(StoreSettings, given),
         client=_load(ClientSettings, given),
         log=_load(LogSettings, given),
+        usage_database=_load(UsageDatabaseSettings, given),
     )
 
 
