@@ -27,6 +27,7 @@ from nexa_runtime.server.errors import on_http_error, on_nexa_error, status_of
 from nexa_runtime.server.metadata import About
 from nexa_runtime.server.middleware import RequestMiddleware
 from nexa_runtime.server.readiness import Readiness
+from nexa_runtime.server.reload import Reloader
 from nexa_runtime.server.routes import (
     admin,
     docs,
@@ -88,6 +89,7 @@ class App(Starlette):
             pool, settings.serving, slots=settings.engine.slots, recorder=self.recorder, status_of=status_of
         )
         self.puller = Puller(pool.library.store, pool.library.catalog, Hub(settings.store))
+        self.reloader = Reloader(pool.library, self.puller, tenancy.directory, settings)
         self._tenancy = tenancy
         self._watchdog = Watchdog(settings.health.step_limit_s)
         gate = Gate(settings.access, tenancy)
@@ -158,6 +160,7 @@ class App(Starlette):
         self._watchdog.start(self.dispatcher.engine)
         if self._registration is not None:
             self._registration.start()
+        self.reloader.start()
         tasks = [
             asyncio.create_task(directory.wait_answered(self._tenancy.default_id or _PROBE_ID)),
             asyncio.create_task(self._watch_limits()),
@@ -165,6 +168,7 @@ class App(Starlette):
         try:
             yield {"services": self._services}
         finally:
+            self.reloader.stop()
             for task in tasks:
                 task.cancel()
             if self._registration is not None:
