@@ -16,12 +16,11 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import asdict
 from typing import Protocol
 
 from nexa_runtime.engine.model_engine import StepShape
-from nexa_runtime.telemetry import get_logger
+from nexa_runtime.telemetry import flush_stderr, get_logger
 
 EXIT_HUNG = 70
 """What the process ends with; sysexits.h calls it an internal software error."""
@@ -156,9 +155,9 @@ class Watchdog:
         if still_s > FATAL_TIMES * limit_s:
             self._give_up("engine", still_s, engine.thread_id, step)
         elif is_hung and not was_hung:
-            _say("engine_hangs", seconds=round(still_s, 1), stack=_stack(engine.thread_id), **step)
+            _log.error("engine_hangs", seconds=round(still_s, 1), stack=_stack(engine.thread_id), **step)
         elif was_hung and not is_hung:
-            _say("engine_goes_on")
+            _log.info("engine_goes_on")
 
     def _look_at_loop(self, passed_s: float) -> None:
         self._loop_stillness.observe(self._num_beats, passed_s)
@@ -168,27 +167,16 @@ class Watchdog:
         if still_s > FATAL_TIMES * self._limit_s:
             self._give_up("event loop", still_s, self._loop_thread_id, {})
         elif is_late and not was_late:
-            _say("event_loop_hangs", seconds=round(still_s, 1), stack=_stack(self._loop_thread_id))
+            _log.error("event_loop_hangs", seconds=round(still_s, 1), stack=_stack(self._loop_thread_id))
 
     def _give_up(self, what: str, still_s: float, thread_id: int | None, step: dict[str, object]) -> None:
         """Say what hangs, as far as anyone listens, and end the process."""
         seconds = round(still_s, 1)
-        _say("given_up", hung=what, seconds=seconds, stack=_stack(thread_id), exit_code=EXIT_HUNG, **step)
+        _log.error(
+            "given_up", hung=what, seconds=seconds, stack=_stack(thread_id), exit_code=EXIT_HUNG, **step
+        )
+        flush_stderr(_SAY_S)
         self._end_process(EXIT_HUNG)
-
-
-def _say(event: str, **fields: object) -> None:
-    """Log and flush, in a thread that nobody waits for longer than ``_SAY_S``."""
-
-    def say() -> None:
-        _log.error(event, **fields)
-        for stream in (sys.stderr, sys.stdout):
-            with suppress(OSError, ValueError):
-                stream.flush()
-
-    saying = threading.Thread(target=say, name="nexa-watchdog-says", daemon=True)
-    saying.start()
-    saying.join(_SAY_S)
 
 
 def _stack(thread_id: int | None) -> list[str]:

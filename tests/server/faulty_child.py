@@ -1,5 +1,6 @@
 """Servers in processes of their own, for what a test cannot do to its own process."""
 
+import json
 import os
 import socket
 import subprocess
@@ -7,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -41,9 +43,10 @@ class Child:
         """Until requests are taken."""
         assert wait_until(lambda: self.status("/readyz") == 200, 60), self.log.read_text()
 
-    def said(self, event: str) -> list[str]:
+    def said(self, event: str) -> list[dict[str, Any]]:
         """Lines of the log with this event."""
-        return [line for line in self.log.read_text().splitlines() if f'"event": "{event}"' in line]
+        lines = [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
+        return [line for line in lines if line["event"] == event]
 
 
 @contextmanager

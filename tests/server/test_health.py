@@ -1,6 +1,5 @@
 """Liveness and readiness, and what the watchdog does to a process whose engine hangs."""
 
-import json
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -89,7 +88,7 @@ def test_an_engine_that_hangs_ends_the_process_and_says_why(tmp_path: Path) -> N
         with pytest.raises(httpx.TransportError):
             server.http.post("/v1/chat/completions", json=body)
         assert server.process.wait(30) == EXIT_HUNG
-    (last,) = map(json.loads, server.said("given_up"))
+    (last,) = server.said("given_up")
     assert (last["hung"], last["model"], last["lane"], last["exit_code"]) == (
         "engine", "demo", "generation", EXIT_HUNG,
     )  # fmt: skip
@@ -107,7 +106,7 @@ def test_an_event_loop_that_is_blocked_ends_the_process_and_says_where(tmp_path:
         with pytest.raises(httpx.TransportError):
             server.http.get("/health")
         assert server.process.wait(30) == EXIT_HUNG
-    (last,) = map(json.loads, server.said("given_up"))
+    (last,) = server.said("given_up")
     assert last["hung"] == "event loop"
     assert any("faulty.py" in call for call in last["stack"])
 

@@ -9,6 +9,7 @@ from structlog.testing import capture_logs
 
 from nexa_runtime.engine.model_engine import StepShape
 from nexa_runtime.server.watchdog import EXIT_HUNG, FATAL_TIMES, Watchdog
+from nexa_runtime.telemetry import stderr_behind
 
 LIMIT_S = 8.0
 TICK_S = 1.0
@@ -135,15 +136,10 @@ def test_a_log_that_takes_nothing_does_not_keep_the_process(monkeypatch: pytest.
     monkeypatch.setattr("nexa_runtime.server.watchdog._SAY_S", 0.05)
     watch = Watch()
     watch.engine.is_busy = True
-    with os.fdopen(writer, "w", buffering=1) as full:
+    with os.fdopen(writer, "w") as full:
         monkeypatch.setattr("sys.stderr", full)
-        watch.pass_time(FATAL_TIMES * LIMIT_S + 2)
-        assert watch.codes
+        with stderr_behind():
+            watch.pass_time(FATAL_TIMES * LIMIT_S + 2)
+            assert watch.codes
         monkeypatch.undo()
-        os.set_blocking(reader, False)
-        while "nexa-watchdog-says" in {thread.name for thread in threading.enumerate()}:
-            try:
-                os.read(reader, 65536)
-            except BlockingIOError:
-                threading.Event().wait(0.01)
-    os.close(reader)
+        os.close(reader)  # lets go of the thread that writes
