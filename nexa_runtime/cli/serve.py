@@ -11,7 +11,7 @@ import typer
 
 from nexa_runtime.cli.loading import load_pool
 from nexa_runtime.config import Settings
-from nexa_runtime.server.app import App, Server, bind
+from nexa_runtime.server.app import App, Server, bind, bind_metrics
 from nexa_runtime.server.auth import check_exposure
 from nexa_runtime.serving.loaded import LoadedModel
 from nexa_runtime.serving.pool import ModelPool
@@ -29,9 +29,10 @@ def serve(settings: Settings) -> None:
     tenancy = open_tenancy(settings.tenancy, settings.vault)
     listener = bind(settings.server)
     try:
+        metrics_listener = bind_metrics(settings.server, settings.metrics)
         pool = load_pool(settings)
         pool.on_load(_tune)
-        app = App(pool, tenancy, settings)
+        app = App(pool, tenancy, settings, metrics_listener)
         _greet(pool, *listener.getsockname()[:2])
         gc.freeze()  # modules and models stay: looking at them again holds every stream for 60 ms at a time
         asyncio.run(Server(app, settings.server).serve(sockets=[listener]))

@@ -14,6 +14,7 @@ from pydantic import SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 
 from nexa_runtime.config.base import LISTS, Slice, env_names, parse_bytes
+from nexa_runtime.config.metrics import MetricsSettings
 from nexa_runtime.config.models import EngineSettings, ModelSettings, PoolSettings, ServingSettings
 from nexa_runtime.config.operations import LogSettings
 from nexa_runtime.config.server import AccessSettings, ServerSettings
@@ -23,8 +24,8 @@ from nexa_runtime.errors import ConfigError
 
 __all__ = [
     "PLACEHOLDER", "SLICES", "AccessSettings", "ClientSettings", "EngineSettings", "LogSettings",
-    "ModelSettings", "PoolSettings", "ServerSettings", "ServingSettings", "Settings", "StoreSettings",
-    "TenancySettings", "VaultSettings", "env_names", "load_settings", "parse_bytes",
+    "MetricsSettings", "ModelSettings", "PoolSettings", "ServerSettings", "ServingSettings", "Settings",
+    "StoreSettings", "TenancySettings", "VaultSettings", "env_names", "load_settings", "parse_bytes",
 ]  # fmt: skip
 
 SliceT = TypeVar("SliceT", bound=Slice)
@@ -45,11 +46,13 @@ class Settings:
     store: StoreSettings
     client: ClientSettings
     log: LogSettings
+    metrics: MetricsSettings
 
 
 SLICES: tuple[type[Slice], ...] = (
     ModelSettings, EngineSettings, ServingSettings, PoolSettings, ServerSettings,
     TenancySettings, VaultSettings, AccessSettings, StoreSettings, ClientSettings, LogSettings,
+    MetricsSettings,
 )  # fmt: skip
 
 
@@ -71,6 +74,7 @@ def load_settings(overrides: Mapping[str, object] | None = None) -> Settings:
         store=_load(StoreSettings, given),
         client=_load(ClientSettings, given),
         log=_load(LogSettings, given),
+        metrics=_load(MetricsSettings, given),
     )
 
 

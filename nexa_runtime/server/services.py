@@ -9,6 +9,7 @@ from starlette.requests import Request
 from nexa_runtime.config import ServerSettings
 from nexa_runtime.server.auth import Gate
 from nexa_runtime.server.body import read_json_object
+from nexa_runtime.server.metrics import Metrics
 from nexa_runtime.serving.call import Call
 from nexa_runtime.serving.dispatcher import Dispatcher
 from nexa_runtime.serving.embedding import EmbeddingService
@@ -35,6 +36,7 @@ class Services:
     settings: ServerSettings
     reranking: RerankService
     text: TextService
+    metrics: Metrics
 
 
 class State(TypedDict):
@@ -55,6 +57,7 @@ async def tenant_of(request: Request) -> Tenant:
     """
     tenant = await services(request).gate.tenant(request)
     bind_tenant(tenant.id)
+    request.state.tenant_id = tenant.id
     admission = services(request).dispatcher.admission
     request.state.answer_headers = lambda: _rate_headers(admission.rates(tenant))
     return tenant
@@ -75,6 +78,7 @@ def call_of(request: Request) -> Call:
         request_id=request.state.request_id,
         endpoint=request.url.path,
         is_patient=request.headers.get("x-nexa-wait") != "0",
+        on_admitted=lambda: setattr(request.state, "is_admitted", True),
     )
 
 

@@ -30,7 +30,8 @@ def _same(name: str, labels: tuple[str, ...], family: Family) -> Alias:
     meaning = f"`{family.name}`"
     if family.kind is Kind.HISTOGRAM:
         return Alias(
-            Family(name, family.kind, labels, meaning), lambda reading: reading.histogram_sums(family, _BY_MODEL)
+            Family(name, family.kind, labels, meaning),
+            lambda reading: reading.histogram_sums(family, _BY_MODEL),
         )
     return Alias(Family(name, family.kind, labels, meaning), lambda reading: reading.sums(family, _BY_MODEL))
 
@@ -94,7 +95,8 @@ ALIASES = (
     Alias(
         Family(
             "vllm:kv_cache_usage_perc", Kind.GAUGE, _VLLM,
-            f"`{ours.USED_CELLS.name}` without `{ours.RESIDENT_CELLS.name}`, as a part of `{ours.CELLS.name}`",
+            f"`{ours.USED_CELLS.name}` without `{ours.RESIDENT_CELLS.name}`,"
+            f" as a part of `{ours.CELLS.name}`",
         ),
         _needed_part,
     ),

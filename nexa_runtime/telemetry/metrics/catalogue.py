@@ -31,55 +31,90 @@ _WHO = ("tenant", "model")
 
 # Requests.
 REQUESTS = Family(
-    "nexa_requests_total", _COUNTER, ("tenant", "model", "endpoint", "status"),
+    "nexa_requests_total",
+    _COUNTER,
+    ("tenant", "model", "endpoint", "status"),
     "requests that have ended, those too that were refused at the door; 499: the client left",
 )
 REFUSALS = Family(
-    "nexa_refusals_total", _COUNTER, ("tenant", "reason"),
-    "requests that were answered with an error, by its code",
+    "nexa_refusals_total",
+    _COUNTER,
+    ("tenant", "reason"),
+    "requests that were answered with an error, by its code (a stream that was cut is no such answer)",
 )
 ANSWERS = Family(
-    "nexa_answers_total", _COUNTER, ("tenant", "model", "finish_reason"),
+    "nexa_answers_total",
+    _COUNTER,
+    ("tenant", "model", "finish_reason"),
     "answers that were finished, by the reason of their first choice",
 )
 PROMPT_TOKENS = Family(
-    "nexa_prompt_tokens_total", _COUNTER, _WHO, "tokens of prompts and inputs, cached ones too",
+    "nexa_prompt_tokens_total",
+    _COUNTER,
+    _WHO,
+    "tokens of prompts and inputs, cached ones too",
 )
 CACHED_TOKENS = Family(
-    "nexa_cached_tokens_total", _COUNTER, _WHO, "tokens of prompts that were in the prefix cache",
+    "nexa_cached_tokens_total",
+    _COUNTER,
+    _WHO,
+    "tokens of prompts that were in the prefix cache",
 )
 COMPLETION_TOKENS = Family("nexa_completion_tokens_total", _COUNTER, _WHO, "tokens of answers")
 FIRST_TOKEN = Family(
-    "nexa_time_to_first_token_seconds", _HISTOGRAM, _WHO, "from admission to the first text of an answer",
+    "nexa_time_to_first_token_seconds",
+    _HISTOGRAM,
+    _WHO,
+    "from admission to the first text of an answer",
 )
 QUEUE = Family("nexa_queue_seconds", _HISTOGRAM, _WHO, "from admission to a slot")
 REQUEST_TIME = Family(
-    "nexa_request_seconds", _HISTOGRAM, _WHO, "from admission to the end of a request, however it ended",
+    "nexa_request_seconds",
+    _HISTOGRAM,
+    _WHO,
+    "from admission to the end of a request, however it ended",
 )
 INTER_TOKEN = Family(
-    "nexa_inter_token_seconds", _HISTOGRAM, ("model",),
+    "nexa_inter_token_seconds",
+    _HISTOGRAM,
+    ("model",),
     "between two steps that brought a sequence tokens",
 )
 OPEN_SEQUENCES = Family(
-    "nexa_open_sequences", _GAUGE, (), "sequences and embedding requests that are admitted and not closed",
+    "nexa_open_sequences",
+    _GAUGE,
+    (),
+    "sequences and embedding requests that are admitted and not closed",
 )
 
 # The engine.
 RUNNING = Family("nexa_sequences_running", _GAUGE, _WHO, "sequences that have a slot")
 WAITING = Family("nexa_sequences_waiting", _GAUGE, _WHO, "sequences that wait for a slot, paused ones too")
-PAUSED = Family("nexa_sequences_paused", _GAUGE, ("model",), "of these, those that have KV cells")
+PAUSED = Family("nexa_sequences_paused", _GAUGE, ("model",), "sequences that wait and have KV cells")
 SLOTS = Family("nexa_slots", _GAUGE, ("model",), "sequences that may run at once")
-STEP_TIME = Family("nexa_step_seconds", _HISTOGRAM, ("model", "lane"), "time of an engine step")
+STEP_TIME = Family(
+    "nexa_step_seconds", _HISTOGRAM, ("model", "lane"), "time of an engine step; lane: generation, embedding"
+)
 STEP_ROWS = Family(
-    "nexa_step_rows", _HISTOGRAM, ("model", "lane"), "tokens that a step computed; lane: generation, embedding",
+    "nexa_step_rows",
+    _HISTOGRAM,
+    ("model", "lane"),
+    "tokens that a step computed",
 )
 PHASE_TIME = Family(
-    "nexa_step_phase_seconds_total", _COUNTER, ("model", "phase"),
-    "time of generating steps in schedule, decode, sample and publish (from the token to the event loop)",
+    "nexa_step_phase_seconds_total",
+    _COUNTER,
+    ("model", "phase"),
+    "what generating steps spent on it; phase: schedule, decode, sample, publish",
 )
-ROWS = Family("nexa_rows_total", _COUNTER, ("model", "kind"), "tokens computed: prefill, decode, embedding")
+ROWS = Family(
+    "nexa_rows_total", _COUNTER, ("model", "kind"), "tokens computed; kind: prefill, decode, embedding"
+)
 PREEMPTIONS = Family(
-    "nexa_preemptions_total", _COUNTER, ("model",), "living sequences that lost their KV cells",
+    "nexa_preemptions_total",
+    _COUNTER,
+    ("model",),
+    "living sequences that lost their KV cells",
 )
 EVICTIONS = Family("nexa_evictions_total", _COUNTER, ("model",), "idle prefixes that lost their KV cells")
 PAUSES = Family("nexa_pauses_total", _COUNTER, ("model",), "sequences that gave their slot to another")
@@ -88,13 +123,22 @@ PAUSES = Family("nexa_pauses_total", _COUNTER, ("model",), "sequences that gave 
 CELLS = Family("nexa_kv_cells", _GAUGE, ("model",), "KV cells in all")
 USED_CELLS = Family("nexa_kv_cells_used", _GAUGE, ("model",), "KV cells that hold a token")
 RESIDENT_CELLS = Family(
-    "nexa_kv_cells_resident", _GAUGE, ("model",), "of these, those that only idle prefixes hold",
+    "nexa_kv_cells_resident",
+    _GAUGE,
+    ("model",),
+    "KV cells that only idle prefixes hold",
 )
 TENANT_CELLS = Family(
-    "nexa_tenant_kv_cells", _GAUGE, _WHO, "KV cells that a tenant holds; a shared one counts for each in part",
+    "nexa_tenant_kv_cells",
+    _GAUGE,
+    _WHO,
+    "KV cells that a tenant holds; a shared one counts for each in part",
 )
 TENANT_RESIDENT_CELLS = Family(
-    "nexa_tenant_kv_cells_resident", _GAUGE, _WHO, "of these, those of its idle prefixes",
+    "nexa_tenant_kv_cells_resident",
+    _GAUGE,
+    _WHO,
+    "KV cells of a tenant's idle prefixes",
 )
 HOST_CACHE = Family("nexa_host_cache_bytes", _GAUGE, ("model",), "prefixes in host memory")
 MODEL_MEMORY = Family("nexa_model_memory_bytes", _GAUGE, ("model",), "memory of a loaded model")
@@ -108,15 +152,24 @@ READY = Family("nexa_ready", _GAUGE, (), "1 while requests are taken, as `/ready
 MODELS = Family("nexa_models_loaded", _GAUGE, (), "models in memory")
 LOAD_TIME = Family("nexa_model_load_seconds", _GAUGE, ("model",), "how long the last load of a model took")
 SOURCE_UP = Family(
-    "nexa_limits_source_up", _GAUGE, ("source",),
+    "nexa_limits_source_up",
+    _GAUGE,
+    ("source",),
     "1 if Vault or the tenants file has answered the last question; absent without either",
 )
-SOURCE_AGE = Family("nexa_limits_source_age_seconds", _GAUGE, ("source",), "since its last answer")
-SOURCE_ERRORS = Family("nexa_limits_source_errors_total", _COUNTER, ("source",), "questions without an answer")
+SOURCE_AGE = Family(
+    "nexa_limits_source_age_seconds", _GAUGE, ("source",), "since the last answer of that source"
+)
+SOURCE_ERRORS = Family(
+    "nexa_limits_source_errors_total", _COUNTER, ("source",), "questions without an answer"
+)
 BACKLOG = Family("nexa_usage_backlog_records", _GAUGE, ("sink",), "usage records that are not delivered yet")
 DROPPED = Family("nexa_usage_dropped_records_total", _COUNTER, ("sink",), "usage records that were lost")
 LOOP_LAG = Family(
-    "nexa_event_loop_lag_seconds", _HISTOGRAM, (), "how late the event loop is, looked at four times a second",
+    "nexa_event_loop_lag_seconds",
+    _HISTOGRAM,
+    (),
+    "how late the event loop is, looked at four times a second",
 )
 
 FAMILIES = (

@@ -5,12 +5,11 @@ process. It is imported with the first scrape, in that scrape's thread.
 """
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 from prometheus_client import Metric, ProcessCollector
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
-from prometheus_client.utils import floatToGoString
 
 from nexa_runtime.telemetry.metrics.aliases import ALIASES
 from nexa_runtime.telemetry.metrics.catalogue import FAMILIES, Family, Kind
@@ -18,17 +17,19 @@ from nexa_runtime.telemetry.metrics.histogram import Histogram
 from nexa_runtime.telemetry.metrics.reading import Labels, Reading
 
 
-def write(reading: Reading, accept: str) -> tuple[bytes, str]:
+def write(reading: Reading, accept: str, *, has_aliases: bool) -> tuple[bytes, str]:
     """The text of a scrape and its content type. ``accept``: the header of whoever asks."""
-    encode, content_type = choose_encoder(accept)
-    return encode(_Scrape(reading)), content_type
+    # As OpenMetrics prometheus_client would write an alias with an underscore for its colon.
+    encode, content_type = choose_encoder("" if has_aliases else accept)
+    return encode(_Scrape(reading, has_aliases=has_aliases)), content_type
 
 
 class _Scrape(Collector):
     """All families of one scrape, then what is known of the process."""
 
-    def __init__(self, reading: Reading) -> None:
+    def __init__(self, reading: Reading, *, has_aliases: bool) -> None:
         self._reading = reading
+        self._aliases = ALIASES if has_aliases else ()
         self._process = ProcessCollector(registry=None)
 
     def collect(self) -> Iterator[Metric]:
@@ -40,9 +41,11 @@ class _Scrape(Collector):
     def _families(self) -> Iterator[Metric]:
         reading = self._reading
         for family in FAMILIES:
-            is_histogram = family.kind is Kind.HISTOGRAM
-            yield _metric(family, reading.histograms.get(family, {}) if is_histogram else reading.values.get(family, {}))
-        for alias in ALIASES:
+            if family.kind is Kind.HISTOGRAM:
+                yield _metric(family, reading.histograms.get(family, {}))
+            else:
+                yield _metric(family, reading.values.get(family, {}))
+        for alias in self._aliases:
             yield _metric(alias.family, alias.read(reading))
 
 
@@ -60,8 +63,8 @@ def _metric(family: Family, values: Mapping[Labels, float | Histogram]) -> Metri
 
 def _add_histogram(metric: Metric, named: dict[str, str], histogram: Histogram) -> None:
     num_below = 0
-    for bound, count in zip((*histogram.bounds, float("inf")), histogram.counts, strict=True):
+    for bound, count in zip((*histogram.bounds, "+Inf"), histogram.counts, strict=True):
         num_below += count
-        metric.add_sample(f"{metric.name}_bucket", named | {"le": floatToGoString(bound)}, num_below)
+        metric.add_sample(f"{metric.name}_bucket", named | {"le": str(bound)}, num_below)
     metric.add_sample(f"{metric.name}_count", named, num_below)
     metric.add_sample(f"{metric.name}_sum", named, histogram.total)

@@ -8,13 +8,14 @@ from bisect import bisect_left
 from typing import Self
 
 SECONDS = (
-    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0,
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5,
+    1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0,
 )  # fmt: skip
 ROWS = tuple(float(2**power) for power in range(13))
 
 
 class Histogram:
-    """``counts``: by bucket, the last one above all ``bounds``, which are inclusive. ``total`` of all values."""
+    """``counts`` by bucket: up to each of ``bounds``, and above them all. ``total`` of all values."""
 
     __slots__ = ("bounds", "counts", "total")
 
