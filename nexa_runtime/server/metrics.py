@@ -34,7 +34,7 @@ class Metrics:
     def __init__(
         self, counts: RequestCounts, dispatcher: Dispatcher, recorder: Recorder, directory: TenantDirectory
     ) -> None:
-        self._counts = counts
+        self.counts = counts
         self._dispatcher = dispatcher
         self._recorder = recorder
         self._directory = directory
@@ -46,9 +46,9 @@ class Metrics:
         state = scope["state"]
         tenant_id = state.get("tenant_id")
         if (code := state.get("error_code")) is not None:
-            self._counts.put_error(code, tenant_id)
+            self.counts.put_error(code, tenant_id)
         if not state.get("is_admitted"):
-            self._counts.put_other(_endpoint(scope), status or 499, tenant_id)
+            self.counts.put_other(_endpoint(scope), status or 499, tenant_id)
 
     async def watch_loop(self) -> None:
         """Look how late the event loop is, for ever."""
@@ -65,8 +65,8 @@ class Metrics:
 
     def _read(self) -> Reading:
         reading = Reading()
-        self._counts.read(reading)
-        read_pool(reading, self._dispatcher.pool, self._counts.tenants)
+        self.counts.read(reading)
+        read_pool(reading, self._dispatcher.pool, self.counts.tenants)
         read_source(reading, self._directory.health)
         read_sinks(reading, self._recorder.sinks)
         reading.add(catalogue.INFO, 1, nexa_runtime.__version__)
