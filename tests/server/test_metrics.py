@@ -126,39 +126,44 @@ class Client:
         self.completion_tokens += usage.get("completion_tokens", 0)
 
 
+def red_load(red: Client) -> None:
+    assert [red.chat(f"Hello {number}") for number in range(4)] == [200] * 4
+    red.stream("Tell me a story")
+    red.stream("Tell me another")
+    assert red.chat("word " * 5000) == 400
+    assert red.chat("Hello", model="no-such-model") == 404
+
+
+def blue_load(blue: Client) -> None:
+    assert blue.chat("Hola", n=2) == 200
+    blue.embed("one", "two", "three")
+    blue.stream("Hola")
+
+
+def slow_load(slow: Client) -> None:
+    assert [slow.chat("Olá") for _ in range(5)] == [200, 200, 429, 429, 429]
+
+
+def stray_load(http: httpx.Client, red: Client, blue: Client) -> None:
+    """What never gets as far as a model."""
+    assert [http.post(CHAT, json={}).status_code for _ in range(3)] == [401] * 3
+    assert [http.get(path).status_code for path in ("/nothing", "/else", CHAT)] == [404, 404, 405]
+    assert http.get("/v1/models/demo", headers=red.headers).status_code == 200
+    assert http.get("/v1/models/nope", headers=red.headers).status_code == 404
+    assert http.post(CHAT, content=b"{", headers=red.headers).status_code == 400
+    assert http.post(EMBED, content=b" " * 70_000, headers=blue.headers).status_code == 413
+
+
 def test_a_load_of_known_size_gives_exactly_its_counts(live: LiveServer) -> None:
     red, blue, slow = (Client(live, name) for name in TENANTS)
     before = scrape(live)
-
-    def red_load() -> None:
-        for number in range(4):
-            assert red.chat(f"Hello {number}") == 200
-        red.stream("Tell me a story")
-        red.stream("Tell me another")
-        assert red.chat("word " * 5000) == 400
-        assert red.chat("Hello", model="no-such-model") == 404
-
-    def blue_load() -> None:
-        assert blue.chat("Hola", n=2) == 200
-        blue.embed("one", "two", "three")
-        blue.stream("Hola")
-
-    def slow_load() -> None:
-        assert [slow.chat("Olá") for _ in range(5)] == [200, 200, 429, 429, 429]
-
-    def strangers() -> None:
-        for _ in range(3):
-            assert live.http.post(CHAT, json={}).status_code == 401
-        assert live.http.get("/nothing").status_code == 404
-        assert live.http.get("/else").status_code == 404
-        assert live.http.get(CHAT).status_code == 405
-        assert live.http.get("/v1/models/demo", headers=red.headers).status_code == 200
-        assert live.http.get("/v1/models/nope", headers=red.headers).status_code == 404
-        assert live.http.post(CHAT, content=b"{", headers=red.headers).status_code == 400
-        assert live.http.post(EMBED, content=b" " * 70_000, headers=blue.headers).status_code == 413
-
     with ThreadPoolExecutor(4) as pool:
-        for done in [pool.submit(load) for load in (red_load, blue_load, slow_load, strangers)]:
+        for done in (
+            pool.submit(red_load, red),
+            pool.submit(blue_load, blue),
+            pool.submit(slow_load, slow),
+            pool.submit(stray_load, live.http, red, blue),
+        ):
             done.result()
     assert wait_until(live.is_idle)
     after = scrape(live)
