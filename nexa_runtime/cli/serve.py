@@ -6,6 +6,7 @@ Owns the order of the start: the port first (it fails at once), then the model, 
 import asyncio
 import gc
 import sys
+from contextlib import nullcontext
 
 import typer
 
@@ -27,17 +28,16 @@ def serve(settings: Settings) -> None:
     """Serve until SIGINT or SIGTERM. Raises ``NexaError`` when the server cannot start."""
     check_exposure(settings.server.host, settings.access)
     tenancy = open_tenancy(settings.tenancy, settings.vault)
-    listener = bind(settings.server)
-    try:
-        metrics_listener = bind_metrics(settings.server, settings.metrics)
+    with (
+        bind(settings.server) as listener,
+        bind_metrics(settings.server, settings.metrics) or nullcontext() as metrics_listener,
+    ):
         pool = load_pool(settings)
         pool.on_load(_tune)
         app = App(pool, tenancy, settings, metrics_listener)
         _greet(pool, *listener.getsockname()[:2])
         gc.freeze()  # modules and models stay: looking at them again holds every stream for 60 ms at a time
         asyncio.run(Server(app, settings.server).serve(sockets=[listener]))
-    finally:
-        listener.close()
 
 
 def _tune(model: LoadedModel) -> None:

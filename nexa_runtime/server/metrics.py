@@ -68,7 +68,7 @@ class Metrics:
         self.counts.read(reading)
         read_pool(reading, self._dispatcher.pool, self.counts.tenants)
         read_source(reading, self._directory.health)
-        read_sinks(reading, self._recorder.sinks)
+        read_sinks(reading, [sink for sink in self._recorder.sinks if sink is not self.counts])
         reading.add(catalogue.INFO, 1, nexa_runtime.__version__)
         reading.add(catalogue.READY, self._dispatcher.is_ready and self._directory.has_answered)
         reading.add(catalogue.OPEN_SEQUENCES, self._dispatcher.num_open)

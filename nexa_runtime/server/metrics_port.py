@@ -23,9 +23,13 @@ from nexa_runtime.server.errors import on_http_error, on_nexa_error
 from nexa_runtime.server.metrics import Metrics
 from nexa_runtime.server.middleware import RequestMiddleware
 from nexa_runtime.server.routes.metrics import scraped
+from nexa_runtime.telemetry import get_logger
 
 _KEEP_ALIVE_S = 75
+"""Longer than the usual time between two scrapes."""
 _GRACEFUL_S = 1
+
+_log = get_logger("server")
 
 
 class _Server(uvicorn.Server):
@@ -51,6 +55,7 @@ async def metrics_port(metrics: Metrics, gate: Gate, listener: socket.socket | N
         middleware=[Middleware(RequestMiddleware, on_end=lambda scope, status: None)],
         exception_handlers={NexaError: on_nexa_error, HTTPException: on_http_error},
     )
+    _log.info("metrics_port", port=listener.getsockname()[1])
     server = _Server(
         uvicorn.Config(
             app,

@@ -17,6 +17,7 @@ from nexa_runtime.config import load_settings
 from nexa_runtime.errors import ConfigError
 from nexa_runtime.server.app import bind_metrics
 from nexa_runtime.telemetry.metrics.labels import OTHER, TenantLabels
+from nexa_runtime.usage import UsageRecord
 from tests.support import LiveServer, free_settings, wait_until
 
 SERVICE_KEY, ADMIN_KEY = "service-key", "admin-key"
@@ -89,7 +90,7 @@ class Client:
         self._live = live
         self.tenant = tenant
         self.headers = {"authorization": f"Bearer {SERVICE_KEY}", "x-tenant-id": tenant}
-        self.prompt_tokens = self.cached_tokens = self.completion_tokens = 0
+        self.prompt_tokens = self.cached_tokens = self.completion_tokens = self.embedded_tokens = 0
 
     def chat(self, content: str, **fields: object) -> int:
         body = {"messages": [{"role": "user", "content": content}], "max_tokens": 8, **fields}
@@ -119,11 +120,29 @@ class Client:
     def embed(self, *texts: str) -> None:
         response = self._live.http.post(EMBED, json={"input": texts}, headers=self.headers)
         self._note(response.json()["usage"])
+        self.embedded_tokens += response.json()["usage"]["prompt_tokens"]
 
     def _note(self, usage: dict[str, Any]) -> None:
         self.prompt_tokens += usage["prompt_tokens"]
         self.cached_tokens += (usage.get("prompt_tokens_details") or {}).get("cached_tokens", 0)
         self.completion_tokens += usage.get("completion_tokens", 0)
+
+
+class LateSink:
+    """Has taken some records and lost others."""
+
+    name = "late"
+    backlog = 3
+    dropped = 2
+
+    def put(self, record: UsageRecord, /) -> None:
+        pass
+
+    def start(self) -> None:
+        pass
+
+    async def close(self) -> None:
+        pass
 
 
 def red_load(red: Client) -> None:
@@ -199,6 +218,8 @@ def test_a_load_of_known_size_gives_exactly_its_counts(live: LiveServer) -> None
             name = f"nexa_{kind}_tokens_total"
             counted = total(after, name, tenant=client.tenant) - total(before, name, tenant=client.tenant)
             assert counted == getattr(client, f"{kind}_tokens"), (client.tenant, kind)
+    embedded = grown(before, after, "nexa_rows_total", "kind")[("embedding",)]
+    assert embedded == blue.embedded_tokens
     answers = grown(before, after, "nexa_answers_total", "tenant")
     assert answers == {("red",): 6, ("blue",): 2, ("slow",): 2}
     assert grown(before, after, "nexa_request_seconds_count", "tenant") == {
@@ -271,12 +292,13 @@ def test_the_engine_says_what_it_holds_and_does(live: LiveServer) -> None:
 
 def test_the_source_of_limits_and_the_sinks_are_watched(live: LiveServer) -> None:
     assert Client(live, "red").chat("Hi") == 200
+    live.app.recorder.sinks = (*live.app.recorder.sinks, LateSink())
     samples = scrape(live)
     assert samples["nexa_limits_source_up"] == [({"source": "file"}, 1)]
     assert total(samples, "nexa_limits_source_age_seconds") >= 0
     assert total(samples, "nexa_limits_source_errors_total") == 0
-    assert ({"sink": "metrics"}, 0) in samples["nexa_usage_backlog_records"]
-    assert ({"sink": "metrics"}, 0) in samples["nexa_usage_dropped_records_total"]
+    assert samples["nexa_usage_backlog_records"] == [({"sink": "late"}, 3)]
+    assert samples["nexa_usage_dropped_records_total"] == [({"sink": "late"}, 2)]
 
 
 def test_only_the_admin_reads_it_where_there_are_keys(live: LiveServer) -> None:

@@ -5,7 +5,7 @@ apart, and a sum over the label is true however many there are.
 """
 
 OTHER = "other"
-"""Whatever has no label of its own."""
+"""Whatever has no label of its own; a tenant that is called so shares it."""
 
 MAX_TENANTS = 100
 """Tenants with labels of their own; each has some seventy lines per model in a scrape."""
