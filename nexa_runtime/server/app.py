@@ -26,6 +26,7 @@ from nexa_runtime.server.errors import on_http_error, on_nexa_error, status_of
 from nexa_runtime.server.metrics import Metrics
 from nexa_runtime.server.metrics_port import metrics_port
 from nexa_runtime.server.middleware import RequestMiddleware
+from nexa_runtime.server.reload import Reloader
 from nexa_runtime.server.routes import (
     admin,
     docs,
@@ -95,6 +96,7 @@ class App(Starlette):
             pool, settings.serving, slots=settings.engine.slots, recorder=self.recorder, status_of=status_of
         )
         self.puller = Puller(pool.library.store, pool.library.catalog, Hub(settings.store))
+        self.reloader = Reloader(pool.library, self.puller, tenancy.directory, settings)
         self._tenancy = tenancy
         self._metrics_listener = metrics_listener
         gate = Gate(settings.access, tenancy)
@@ -156,6 +158,7 @@ class App(Starlette):
         directory.on_change(self.dispatcher.update_tenant)
         self.recorder.start()
         self.dispatcher.start()
+        self.reloader.start()
         tasks = [
             asyncio.create_task(directory.wait_answered(self._tenancy.default_id or _PROBE_ID)),
             asyncio.create_task(self._watch_limits()),
@@ -165,6 +168,7 @@ class App(Starlette):
             async with metrics_port(self.metrics, self._services.gate, self._metrics_listener):
                 yield {"services": self._services}
         finally:
+            self.reloader.stop()
             for task in tasks:
                 task.cancel()
             await self.dispatcher.stop()
