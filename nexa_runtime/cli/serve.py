@@ -8,12 +8,13 @@ import gc
 import os
 import signal
 import sys
+from contextlib import nullcontext
 
 import typer
 
 from nexa_runtime.cli.loading import load_pool
 from nexa_runtime.config import Settings
-from nexa_runtime.server.app import App, Server, bind
+from nexa_runtime.server.app import App, Server, bind, bind_metrics
 from nexa_runtime.server.auth import check_exposure
 from nexa_runtime.server.discovery import base_url
 from nexa_runtime.serving.loaded import LoadedModel
@@ -37,16 +38,16 @@ def serve(settings: Settings) -> None:
     if settings.discovery.etcd_url is not None:
         base_url(settings.server, settings.discovery)
     tenancy = open_tenancy(settings.tenancy, settings.vault)
-    listener = bind(settings.server)
-    try:
+    with (
+        bind(settings.server) as listener,
+        bind_metrics(settings.server, settings.metrics) or nullcontext() as metrics_listener,
+    ):
         pool = load_pool(settings)
         pool.on_load(_tune)
-        app = App(pool, tenancy, settings)
+        app = App(pool, tenancy, settings, metrics_listener)
         _greet(pool, *listener.getsockname()[:2])
         gc.freeze()  # modules and models stay: looking at them again holds every stream for 60 ms at a time
         asyncio.run(Server(app, settings.server).serve(sockets=[listener]))
-    finally:
-        listener.close()
 
 
 def _tune(model: LoadedModel) -> None:

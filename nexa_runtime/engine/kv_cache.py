@@ -299,10 +299,12 @@ class KvCache:
         counts = np.bincount(np.concatenate(cells), minlength=self.num_cells)
         return int(((counts > 0) & (counts == self._num_holders)).sum())
 
-    def tenant_cells(self) -> dict[str, float]:
+    def tenant_cells(self, *, residents_only: bool = False) -> dict[str, float]:
         """Cells by tenant; one that n ids hold counts 1/n for each."""
         held: dict[str, float] = {}
         for holding in self._holdings.values():
+            if residents_only and not holding.is_resident:
+                continue
             tenant_id = holding.sequence.share.tenant_id
             held[tenant_id] = held.get(tenant_id, 0.0) + self._num_held(holding)
         return held

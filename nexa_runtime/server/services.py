@@ -10,6 +10,7 @@ from nexa_runtime.config import ServerSettings
 from nexa_runtime.server.auth import Gate
 from nexa_runtime.server.body import read_json_object
 from nexa_runtime.server.metadata import About
+from nexa_runtime.server.metrics import Metrics
 from nexa_runtime.server.readiness import Readiness
 from nexa_runtime.serving.call import Call
 from nexa_runtime.serving.dispatcher import Dispatcher
@@ -39,6 +40,7 @@ class Services:
     text: TextService
     readiness: Readiness
     about: About
+    metrics: Metrics
 
 
 class State(TypedDict):
@@ -59,6 +61,7 @@ async def tenant_of(request: Request) -> Tenant:
     """
     tenant = await services(request).gate.tenant(request)
     bind_caller(tenant.id, request.state.key_id)
+    request.state.tenant_id = tenant.id
     admission = services(request).dispatcher.admission
     request.state.answer_headers = lambda: _rate_headers(admission.rates(tenant))
     return tenant
@@ -81,6 +84,7 @@ def call_of(request: Request) -> Call:
         endpoint=request.url.path,
         key_id=request.state.key_id,
         is_patient=request.headers.get("x-nexa-wait") != "0",
+        on_admitted=lambda: setattr(request.state, "is_admitted", True),
     )
 
 

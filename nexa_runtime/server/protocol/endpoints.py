@@ -31,6 +31,7 @@ from nexa_runtime.server.protocol.wire import WireModel
 
 EVENTS = "text/event-stream"
 HTML = "text/html"
+TEXT = "text/plain"
 
 _MODEL = (404, 503)
 """The model that a request names is not there, is on its way, or does not fit."""
@@ -197,6 +198,10 @@ ENDPOINTS = (
     Endpoint(
         "GET", "/readyz", "Whether requests are taken, and what the engine holds", Access.PUBLIC,
         answer=admin_shapes.Readiness, others={503: admin_shapes.Readiness},
+    ),
+    Endpoint(
+        "GET", "/metrics", "All numbers, for Prometheus", Access.ADMIN, answer=str, answer_type=TEXT,
+        refusals=(400,),
     ),
     Endpoint(
         "GET", "/admin/models", "Every model of the store and every loaded one", Access.ADMIN,
