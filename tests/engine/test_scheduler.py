@@ -554,6 +554,8 @@ def make_tiled(
         scheduler.add(make_sequence(key, 8, max_new=1000), 0.0)
     runner = FakeRunner(is_thorough=False)
     shapes(scheduler, runner, 1)
+    while not all(one.is_decoding for one in scheduler._slots.running):
+        shapes(scheduler, runner, 1)
     taught(scheduler, token_s=0.005)
     return scheduler, runner
 
@@ -570,6 +572,19 @@ def test_one_answer_and_many_prompts_take_turns() -> None:
     for key in range(20, 24):
         scheduler.add(make_sequence(key, 400), 0.0)
     assert shapes(scheduler, runner, 5) == [(1, 0), (0, 128), (1, 0), (0, 128), (1, 0)]
+
+
+def test_answers_that_would_fill_a_tile_take_turns() -> None:
+    scheduler, runner = make_tiled(64, answers=64)
+    before = [one.num_new for one in scheduler._slots.running]
+    assert shapes(scheduler, runner, 64) == [(63, 0)] * 64
+    assert [one.num_new for one in scheduler._slots.running] == [num_new + 63 for num_new in before]
+
+
+def test_a_short_prompt_has_a_step_of_its_own_where_answers_nearly_fill_a_tile() -> None:
+    scheduler, runner = make_tiled(64, answers=60)
+    scheduler.add(make_sequence(70, 16), 0.0)
+    assert shapes(scheduler, runner, 3) == [(0, 16), (61, 0), (61, 0)]
 
 
 def test_few_answers_share_a_step_below_a_tile_until_the_prompt_is_far() -> None:
