@@ -587,6 +587,34 @@ def test_a_short_prompt_has_a_step_of_its_own_where_answers_nearly_fill_a_tile()
     assert shapes(scheduler, runner, 3) == [(0, 16), (61, 0), (61, 0)]
 
 
+def test_the_more_run_the_fewer_idle_cells_stay_warm() -> None:
+    scheduler = Scheduler(
+        slots=32,
+        step_tokens=512,
+        kv_cache=KvCache(num_ids=64, num_cells=20_000),
+        accounts=Accounts(),
+        host_cache=HostCache(max_bytes=10**6, cell_bytes=10),
+        max_warm_cells=400,
+    )
+    for key in range(1, 33):
+        scheduler.add(make_sequence(key, 16, max_new=5 if key <= 24 else 1000), 0.0)
+    runner = FakeRunner()
+    shapes(scheduler, runner, 1)
+    while len(scheduler._slots.running) > 8:
+        shapes(scheduler, runner, 1)
+    shapes(scheduler, runner, 2)
+    assert 300 < scheduler._kv.num_resident_cells() <= 400
+    for key in range(40, 48):
+        scheduler.add(make_sequence(key, 16, max_new=1000), 0.0)
+    scheduler.add(make_sequence(50, 16, max_new=1), 0.0)
+    while scheduler.is_alive(50):
+        shapes(scheduler, runner, 1)
+    shapes(scheduler, runner, 2)
+    assert len(scheduler._slots.running) == 16
+    assert 100 < scheduler._kv.num_resident_cells() <= 200
+    scheduler.check_integrity()
+
+
 def test_few_answers_share_a_step_below_a_tile_until_the_prompt_is_far() -> None:
     scheduler, runner = make_tiled(2, answers=1)
     scheduler.add(make_sequence(20, 700), 0.0)
