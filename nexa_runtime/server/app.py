@@ -45,7 +45,6 @@ from nexa_runtime.serving.pool import ModelPool
 from nexa_runtime.serving.pulling import Puller
 from nexa_runtime.serving.reranking import RerankService
 from nexa_runtime.serving.text import TextService
-from nexa_runtime.store.hub import Hub
 from nexa_runtime.tenancy.setup import Tenancy
 
 _PROBE_ID = "nexa-probe"
@@ -75,7 +74,7 @@ class App(Starlette):
 
     def __init__(self, pool: ModelPool, tenancy: Tenancy, settings: Settings) -> None:
         self.dispatcher = Dispatcher(pool, settings.serving, slots=settings.engine.slots)
-        self.puller = Puller(pool.library.store, pool.library.catalog, Hub(settings.store))
+        self.puller = Puller(pool.library.store, pool.library.catalog, settings.store)
         self._tenancy = tenancy
         gate = Gate(settings.access, tenancy)
         self._services = Services(
