@@ -112,6 +112,8 @@ class Scheduler:
         """Whether a sequence has, since residents were last looked at."""
         self._budget = PrefillBudget(step_tokens, itl_target_s, tile_rows)
         self._turns = AdapterTurns()
+        self._next_answer = 0
+        """Whose turn is next of the answers that find no room in one step together."""
         self._max_rows: int | None = None
         """Set when llama.cpp found no room for a step although nothing was left to give up."""
         self._num_pauses = 0
@@ -310,7 +312,7 @@ class Scheduler:
             rows = self._budget.prompts_alone(current.prompt_rows)
             current.prompt_rows -= self._plan_prompts(prefilling, rows, max_rows, chunks)
         if not chunks:
-            num_rows = self._plan_answers(decoding[:max_rows], max_rows, chunks)
+            num_rows = self._plan_answers(decoding, self._budget.answer_rows(max_rows), chunks)
             if turn is None:
                 is_shared = num_rows or is_awaited
                 rows = self._budget.mixed(num_rows) if is_shared else self._budget.prompts_alone()
@@ -331,8 +333,14 @@ class Scheduler:
         return waiting
 
     def _plan_answers(self, decoding: list[Sequence], room: int, chunks: dict[int, Chunk]) -> int:
-        """Plan a row for each, and more for those that have forced tokens, while they stay under a tile."""
-        spare = self._budget.spare_rows(len(decoding), room)
+        """Plan a row for each, and more for those that have forced tokens, ``room`` at most. Where there is
+        none for all they take turns.
+        """
+        if len(decoding) > room:
+            first = self._next_answer % len(decoding)
+            self._next_answer = first + room
+            decoding = [*decoding[first:], *decoding[:first]][:room]
+        spare = room - len(decoding)
         num_rows = 0
         for place, sequence in enumerate(decoding):
             count = min(sequence.num_pending, 1 + spare // (len(decoding) - place))

@@ -54,7 +54,6 @@ from nexa_runtime.serving.pool import ModelPool
 from nexa_runtime.serving.pulling import Puller
 from nexa_runtime.serving.reranking import RerankService
 from nexa_runtime.serving.text import TextService
-from nexa_runtime.store.hub import Hub
 from nexa_runtime.store.store import state_dir
 from nexa_runtime.tenancy.setup import Tenancy
 from nexa_runtime.usage import Recorder
@@ -100,7 +99,7 @@ class App(Starlette):
         self.dispatcher = Dispatcher(
             pool, settings.serving, slots=settings.engine.slots, recorder=self.recorder, status_of=status_of
         )
-        self.puller = Puller(pool.library.store, pool.library.catalog, Hub(settings.store))
+        self.puller = Puller(pool.library.store, pool.library.catalog, settings.store)
         self.reloader = Reloader(pool.library, self.puller, tenancy.directory, settings)
         self._tenancy = tenancy
         self._watchdog = Watchdog(settings.health.step_limit_s)

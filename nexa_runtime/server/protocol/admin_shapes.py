@@ -9,7 +9,7 @@ from typing import Literal, NotRequired
 from typing_extensions import TypedDict
 
 from nexa_runtime.engine.scheduler import SchedulerStats
-from nexa_runtime.store.pull import PullEvent
+from nexa_runtime.store.arrival import PullEvent
 from nexa_runtime.tenancy.admission import TenantUsage
 
 __all__ = ["Health", "ModelStates", "PullEvent", "Readiness", "TenantConfig", "TenantList"]
