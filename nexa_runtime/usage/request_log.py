@@ -1,0 +1,119 @@
+"""The request log: a line per record in a file (``NEXA_REQUEST_LOG``).
+
+Owns the line of records that wait for the file, and the thread that writes them. A ``Sink``: requests never
+wait for it. While the file cannot be written, records wait in memory; what does not fit there is dropped and
+counted. The log says so once, and once more when it is over.
+
+Deliberate: lines are gathered for a tenth of a second, so that a busy server writes some times a second and
+not for each request; a process that is killed loses no more than that.
+"""
+
+import os
+import threading
+from collections import deque
+from pathlib import Path
+
+from anyio.to_thread import run_sync
+
+from nexa_runtime.errors import ConfigError
+from nexa_runtime.telemetry import get_logger
+from nexa_runtime.usage.log_file import LogFile, PartlyWrittenError, open_for_append
+from nexa_runtime.usage.log_line import write_line
+from nexa_runtime.usage.record import UsageRecord
+
+MAX_WAITING = 10_000
+"""Records."""
+_GATHER_S = 0.1
+_RETRY_S = 1.0
+_CLOSE_S = 5.0
+_MAX_BATCH = 512
+
+_log = get_logger("usage")
+
+
+def check_request_log(path: Path) -> None:
+    """Raise ``ConfigError`` if it cannot be written now."""
+    try:
+        os.close(open_for_append(path))
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise ConfigError(f"NEXA_REQUEST_LOG is {str(path)!r}, which cannot be written: {reason}.") from None
+
+
+class RequestLog:
+    """The sink. ``put`` is called on the event loop; the rest is the thread's."""
+
+    name = "request_log"
+
+    def __init__(self, path: Path, max_bytes: int) -> None:
+        self._file = LogFile(path, max_bytes)
+        self._waiting: deque[UsageRecord] = deque()
+        self._batch: list[bytes] = []
+        """Taken from the line and not in the file yet."""
+        self._num_dropped = 0
+        self._is_full = False
+        self._has_failed = False
+        self._wakes = threading.Event()
+        self._stops = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="request-log", daemon=True)
+
+    @property
+    def backlog(self) -> int:
+        """Records that are not in the file yet."""
+        return len(self._waiting) + len(self._batch)
+
+    @property
+    def dropped(self) -> int:
+        """Records that never will be."""
+        return self._num_dropped
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def put(self, record: UsageRecord) -> None:
+        """Line it up, or drop it where too many wait."""
+        if len(self._waiting) >= MAX_WAITING:
+            self._num_dropped += 1
+            if not self._is_full:
+                self._is_full = True
+                _log.error("request_log_full", waiting=MAX_WAITING)
+            return
+        self._is_full = self._is_full and len(self._waiting) > MAX_WAITING // 2
+        self._waiting.append(record)
+        self._wakes.set()
+
+    async def close(self) -> None:
+        """Write what waits; what cannot be written now is dropped."""
+        self._stops.set()
+        self._wakes.set()
+        await run_sync(self._thread.join, _CLOSE_S)
+        if self.backlog:
+            self._num_dropped += self.backlog
+            _log.error("request_log_lost", records=self.backlog)
+
+    def _run(self) -> None:
+        while not self._stops.is_set():
+            self._wakes.wait()
+            self._stops.wait(_GATHER_S)
+            self._wakes.clear()
+            while (self._waiting or self._batch) and self._write():
+                pass
+        self._file.close()
+
+    def _write(self) -> bool:
+        """Write some of what waits. Whether it is worth going on."""
+        while self._waiting and len(self._batch) < _MAX_BATCH:
+            self._batch.append(write_line(self._waiting.popleft()))
+        try:
+            del self._batch[: self._file.write(self._batch)]
+        except PartlyWrittenError as error:
+            del self._batch[: error.num_done]
+            if not self._has_failed:
+                self._has_failed = True
+                _log.error("request_log_failed", path=str(self._file.path), reason=error.reason)
+            return not self._stops.wait(_RETRY_S)
+        if self._has_failed:
+            self._has_failed = False
+            _log.warning("request_log_recovered", path=str(self._file.path), dropped=self.dropped)
+        return True
