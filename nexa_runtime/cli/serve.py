@@ -16,6 +16,7 @@ from nexa_runtime.server.auth import check_exposure
 from nexa_runtime.serving.loaded import LoadedModel
 from nexa_runtime.serving.pool import ModelPool
 from nexa_runtime.tenancy.setup import open_tenancy
+from nexa_runtime.usage.request_log import check_request_log
 
 _GPU_SWITCH_INTERVAL_S = 2e-4
 """CPython hands the GIL over every 5 ms by default: as long as a whole engine step on a GPU. On a processor
@@ -26,6 +27,7 @@ that is right: with eight clients on a 0.5B model, 75 tokens/s at 5 ms and 63 at
 def serve(settings: Settings) -> None:
     """Serve until SIGINT or SIGTERM. Raises ``NexaError`` when the server cannot start."""
     check_exposure(settings.server.host, settings.access)
+    check_request_log(settings.usage)
     tenancy = open_tenancy(settings.tenancy, settings.vault)
     listener = bind(settings.server)
     try:

@@ -48,6 +48,8 @@ from nexa_runtime.serving.text import TextService
 from nexa_runtime.store.hub import Hub
 from nexa_runtime.tenancy.setup import Tenancy
 from nexa_runtime.usage import Recorder
+from nexa_runtime.usage.request_log import open_request_log
+from nexa_runtime.usage.totals import UsageTotals
 
 _PROBE_ID = "nexa-probe"
 """Asked for at the start, where there is no default tenant: any answer shows that limits can be read."""
@@ -75,7 +77,8 @@ class App(Starlette):
     """The ASGI application. ``dispatcher`` and ``puller`` are ended before connections are closed."""
 
     def __init__(self, pool: ModelPool, tenancy: Tenancy, settings: Settings) -> None:
-        self.recorder = Recorder()
+        totals = UsageTotals()
+        self.recorder = Recorder([totals, *open_request_log(settings.usage)])
         self.dispatcher = Dispatcher(
             pool, settings.serving, slots=settings.engine.slots, recorder=self.recorder, status_of=status_of
         )
@@ -92,6 +95,7 @@ class App(Starlette):
             settings.server,
             RerankService(self.dispatcher),
             TextService(self.dispatcher),
+            totals,
         )
         super().__init__(
             routes=[
@@ -121,6 +125,7 @@ class App(Starlette):
                 Route("/admin/tenants", admin.list_tenants),
                 Route("/admin/tenants/{tenant_id}/config", admin.tenant_config),
                 Route("/admin/tenants/{tenant_id}/refresh", admin.refresh_tenant, methods=["POST"]),
+                Route("/admin/usage", admin.usage),
                 Route("/health", health.health),
                 Route("/readyz", health.readyz),
                 *(_DOCS if gate.is_open else ()),

@@ -20,6 +20,7 @@ from nexa_runtime.telemetry import bind_tenant
 from nexa_runtime.tenancy.admission import RateState
 from nexa_runtime.tenancy.setup import Tenancy
 from nexa_runtime.tenancy.tenant import Tenant
+from nexa_runtime.usage.totals import UsageTotals
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,7 @@ class Services:
     settings: ServerSettings
     reranking: RerankService
     text: TextService
+    totals: UsageTotals
 
 
 class State(TypedDict):
@@ -66,7 +68,9 @@ async def tenant_and_body(request: Request) -> tuple[Tenant, dict[str, object]]:
     """
     tenant = await tenant_of(request)
     body = await read_json_object(request, services(request).settings)
-    return await services(request).tenancy.directory.resolve(tenant.id), body
+    tenant = await services(request).tenancy.directory.resolve(tenant.id)
+    request.state.logged_body = body if tenant.limits.logs_prompts else None
+    return tenant, body
 
 
 def call_of(request: Request) -> Call:
@@ -75,6 +79,7 @@ def call_of(request: Request) -> Call:
         request_id=request.state.request_id,
         endpoint=request.url.path,
         is_patient=request.headers.get("x-nexa-wait") != "0",
+        body=request.state.logged_body,
     )
 
 

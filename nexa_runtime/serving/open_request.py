@@ -113,6 +113,7 @@ class OpenRequest:
             ttft_ms=None if used.first_text_at is None else _ms(used.first_text_at - self._admitted_at),
             response_time_ms=round((time.monotonic() - self._admitted_at) * 1e3, 1),
             created_at=self._created_at,
+            body=self.call.body,
         )
 
     def _log(self, record: UsageRecord, error: BaseException | None) -> None:

@@ -10,6 +10,7 @@ file that has the path's name is looked for before each write: someone may have 
 import os
 import stat
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 NUM_OLD = 5
@@ -75,7 +76,7 @@ class LogFile:
     def _set_aside(self) -> None:
         self.close()
         names = [self.path, *(self.path.with_name(f"{self.path.name}.{n}") for n in range(1, NUM_OLD + 1))]
-        for newer, older in reversed(list(zip(names, names[1:], strict=False))):
+        for newer, older in reversed(list(pairwise(names))):
             if newer.exists():
                 newer.replace(older)
 

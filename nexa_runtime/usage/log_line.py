@@ -1,10 +1,9 @@
 """One line of the request log: how it is written, and how a line of any file is read.
 
-Owns the line's fields. ``request_log`` writes them; ``cli/replay`` reads them back, from files that anyone may
-have changed.
+Owns the line's fields. ``request_log`` writes them; ``cli/replay`` reads them back, from files that anyone
+may have changed.
 """
 
-from collections.abc import Mapping
 from dataclasses import fields
 from typing import Annotated
 
@@ -13,7 +12,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 
 from nexa_runtime.usage.record import UsageRecord
 
-_NAMES = [one.name for one in fields(UsageRecord)]
+_NAMES = [one.name for one in fields(UsageRecord) if one.name != "body"]
 
 _Tokens = Annotated[int, Field(ge=0, le=10_000_000)]
 _Ms = Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False)]
@@ -47,12 +46,15 @@ class LineError(ValueError):
     """A line is no record; the text says why."""
 
 
-def write_line(record: UsageRecord, body: Mapping[str, object] | None = None) -> bytes:
-    """A line with its end."""
+def write_line(record: UsageRecord) -> bytes:
+    """A line with its end; without the body where that cannot be written, such as one nested too deeply."""
     line = {name: getattr(record, name) for name in _NAMES} | {"total_tokens": record.total_tokens}
-    if body is not None:
-        line["body"] = body
-    return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_UTC_Z)
+    if record.body is None:
+        return _dump(line)
+    try:
+        return _dump(line | {"body": record.body})
+    except TypeError:
+        return _dump(line)
 
 
 def read_line(line: bytes) -> LoggedRequest:
@@ -63,3 +65,7 @@ def read_line(line: bytes) -> LoggedRequest:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(str(part) for part in first["loc"])
         raise LineError(f"{place}: {first['msg']}" if place else first["msg"]) from None
+
+
+def _dump(line: dict[str, object]) -> bytes:
+    return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_UTC_Z)

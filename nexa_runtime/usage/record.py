@@ -4,7 +4,8 @@ Owns the record's fields and their meaning. ``serving`` makes one for each reque
 has ended and given back all it held; ``recorder`` hands it to the sinks.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 
 
@@ -19,7 +20,8 @@ class UsageRecord:
 
     ``cached_tokens`` are some of ``prompt_tokens``. ``queue_ms``: until a slot was free; ``ttft_ms``: until
     the first text; both from the moment it was admitted, None where it did not come so far.
-    ``created_at``: that moment, in UTC.
+    ``created_at``: that moment, in UTC. ``body``: what the client sent, of tenants that let their prompts be
+    logged; for the request log alone, no other sink keeps it.
     """
 
     id: str
@@ -36,6 +38,7 @@ class UsageRecord:
     ttft_ms: float | None
     response_time_ms: float
     created_at: datetime
+    body: Mapping[str, object] | None = field(default=None, repr=False)
 
     @property
     def total_tokens(self) -> int:

@@ -11,10 +11,12 @@ not for each request; a process that is killed loses no more than that.
 import os
 import threading
 from collections import deque
+from dataclasses import replace
 from pathlib import Path
 
 from anyio.to_thread import run_sync
 
+from nexa_runtime.config import UsageSettings
 from nexa_runtime.errors import ConfigError
 from nexa_runtime.telemetry import get_logger
 from nexa_runtime.usage.log_file import LogFile, PartlyWrittenError, open_for_append
@@ -23,6 +25,8 @@ from nexa_runtime.usage.record import UsageRecord
 
 MAX_WAITING = 10_000
 """Records."""
+MAX_BODIES = 32
+"""That wait, of up to ``NEXA_MAX_BODY_BYTES`` each; beyond them a record waits without its own."""
 _GATHER_S = 0.1
 _RETRY_S = 1.0
 _CLOSE_S = 5.0
@@ -31,13 +35,23 @@ _MAX_BATCH = 512
 _log = get_logger("usage")
 
 
-def check_request_log(path: Path) -> None:
-    """Raise ``ConfigError`` if it cannot be written now."""
+def check_request_log(settings: UsageSettings) -> None:
+    """Raise ``ConfigError`` if the file cannot be written now."""
+    path = settings.request_log
+    if path is None:
+        return
     try:
         os.close(open_for_append(path))
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise ConfigError(f"NEXA_REQUEST_LOG is {str(path)!r}, which cannot be written: {reason}.") from None
+    except OSError as error:
+        message = f"NEXA_REQUEST_LOG is {str(path)!r}, which cannot be written: {error.strerror}."
+        raise ConfigError(message) from None
+
+
+def open_request_log(settings: UsageSettings) -> tuple["RequestLog", ...]:
+    """The sink, if the owner wants a request log."""
+    if settings.request_log is None:
+        return ()
+    return (RequestLog(settings.request_log, settings.request_log_max_bytes),)
 
 
 class RequestLog:
@@ -48,7 +62,8 @@ class RequestLog:
     def __init__(self, path: Path, max_bytes: int) -> None:
         self._file = LogFile(path, max_bytes)
         self._waiting: deque[UsageRecord] = deque()
-        self._batch: list[bytes] = []
+        self._bodies = threading.BoundedSemaphore(MAX_BODIES)
+        self._batch: list[UsageRecord] = []
         """Taken from the line and not in the file yet."""
         self._num_dropped = 0
         self._is_full = False
@@ -80,6 +95,8 @@ class RequestLog:
                 _log.error("request_log_full", waiting=MAX_WAITING)
             return
         self._is_full = self._is_full and len(self._waiting) > MAX_WAITING // 2
+        if record.body is not None and not self._bodies.acquire(blocking=False):
+            record = replace(record, body=None)
         self._waiting.append(record)
         self._wakes.set()
 
@@ -88,9 +105,11 @@ class RequestLog:
         self._stops.set()
         self._wakes.set()
         await run_sync(self._thread.join, _CLOSE_S)
-        if self.backlog:
-            self._num_dropped += self.backlog
-            _log.error("request_log_lost", records=self.backlog)
+        if num_lost := self.backlog:
+            self._num_dropped += num_lost
+            self._waiting.clear()
+            self._batch.clear()
+            _log.error("request_log_lost", records=num_lost)
 
     def _run(self) -> None:
         while not self._stops.is_set():
@@ -104,11 +123,11 @@ class RequestLog:
     def _write(self) -> bool:
         """Write some of what waits. Whether it is worth going on."""
         while self._waiting and len(self._batch) < _MAX_BATCH:
-            self._batch.append(write_line(self._waiting.popleft()))
+            self._batch.append(self._waiting.popleft())
         try:
-            del self._batch[: self._file.write(self._batch)]
+            self._forget(self._file.write([write_line(record) for record in self._batch]))
         except PartlyWrittenError as error:
-            del self._batch[: error.num_done]
+            self._forget(error.num_done)
             if not self._has_failed:
                 self._has_failed = True
                 _log.error("request_log_failed", path=str(self._file.path), reason=error.reason)
@@ -117,3 +136,10 @@ class RequestLog:
             self._has_failed = False
             _log.warning("request_log_recovered", path=str(self._file.path), dropped=self.dropped)
         return True
+
+    def _forget(self, number: int) -> None:
+        """The first records of the batch are in the file."""
+        for record in self._batch[:number]:
+            if record.body is not None:
+                self._bodies.release()
+        del self._batch[:number]

@@ -16,8 +16,8 @@ from nexa_runtime.usage.totals import Counts, UsageReport
 
 QUERY: Mapping[str, str] = {
     "tenant": "Of this tenant alone; absent: of all.",
-    "since": "A date or a time in ISO 8601 (UTC, unless it has a zone), or a time back from now such as `90s`,"
-    " `15m`, `24h` or `7d`; absent: since the start.",
+    "since": "A date or a time in ISO 8601 (UTC, unless it has a zone), or a time back from now such as"
+    " `90s`, `15m`, `24h` or `7d`; absent: since the start.",
 }
 """What each parameter means; there are no others."""
 
@@ -30,15 +30,15 @@ def read_query(params: QueryParams, now: datetime) -> tuple[str | None, datetime
     """The tenant, and the moment in UTC. Raises ``InvalidRequestError``."""
     for name in params:
         if name not in QUERY:
-            known = " and ".join(QUERY)
-            raise InvalidRequestError(f"{name[:_MAX_ECHO]!a}: there are only {known}.", param=name[:_MAX_ECHO])
+            shown = name[:_MAX_ECHO]
+            raise InvalidRequestError(f"{shown!a}: there are only {' and '.join(QUERY)}.", param=shown)
         if len(params.getlist(name)) > 1:
             raise InvalidRequestError(f"{name}: must be there once.", param=name)
     tenant_id, since = params.get("tenant"), params.get("since")
     if tenant_id is not None and TENANT_ID.fullmatch(tenant_id) is None:
-        raise InvalidRequestError(
-            f"tenant: {tenant_id[:_MAX_ECHO]!a} is not a tenant id, which is {TENANT_ID_RULE}.", param="tenant"
-        )
+        shown = ascii(tenant_id[:_MAX_ECHO])
+        message = f"tenant: {shown} is not a tenant id, which is {TENANT_ID_RULE}."
+        raise InvalidRequestError(message, param="tenant")
     return tenant_id, None if since is None else _moment(since, now)
 
 
@@ -69,8 +69,8 @@ def _moment(text: str, now: datetime) -> datetime:
         return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
     except (ValueError, OverflowError):
         raise InvalidRequestError(
-            f"since: {text[:_MAX_ECHO]!a} is no date or time in ISO 8601 (a + in it is written %2B), and no time"
-            " back from now such as 90s, 15m, 24h or 7d.",
+            f"since: {text[:_MAX_ECHO]!a} is no date or time in ISO 8601 (a + in it is written %2B), and no"
+            " time back from now such as 90s, 15m, 24h or 7d.",
             param="since",
         ) from None
 

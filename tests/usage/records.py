@@ -1,0 +1,30 @@
+"""Records for tests that have no server."""
+
+import uuid
+from datetime import UTC, datetime
+from typing import Any
+
+from nexa_runtime.usage import UsageRecord
+
+NOON = datetime(2026, 5, 1, 12, 0, 30, tzinfo=UTC)
+
+
+def record(**fields: Any) -> UsageRecord:
+    """A chat of ten tokens at half a minute past noon, but for ``fields``."""
+    usual = {
+        "id": str(uuid.uuid4()),
+        "request_id": "req_1",
+        "tenant_id": "acme",
+        "model": "demo",
+        "endpoint": "/v1/chat/completions",
+        "status": 200,
+        "finish_reason": "stop",
+        "prompt_tokens": 7,
+        "cached_tokens": 2,
+        "completion_tokens": 3,
+        "queue_ms": 0.5,
+        "ttft_ms": 4.0,
+        "response_time_ms": 9.5,
+        "created_at": NOON,
+    }
+    return UsageRecord(**usual | fields)
