@@ -3,7 +3,6 @@
 import json
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -14,7 +13,7 @@ import orjson
 import pytest
 
 from nexa_runtime.usage.log_line import write_line
-from tests.cli.test_models_cli import Person
+from tests.cli.test_models_cli import NEXA, Person
 from tests.support import LiveServer, free_settings, wait_until
 from tests.usage.records import NOON, record
 
@@ -177,9 +176,8 @@ def test_a_server_that_does_not_help_is_one_sentence(person: Person, tmp_path: P
 def test_ctrl_c_ends_it_with_what_it_has(person: Person, live: LiveServer, folder: Path) -> None:
     log = write_log(folder / "long", record(), record(created_at=NOON + timedelta(hours=1)))
     num_before = len(logged(folder))
-    nexa = Path(sys.executable).with_name("nexa-runtime")
     with subprocess.Popen(
-        [nexa, "replay", log, "--json"],
+        [NEXA, "replay", log, "--json"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

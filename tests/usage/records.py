@@ -11,7 +11,7 @@ NOON = datetime(2026, 5, 1, 12, 0, 30, tzinfo=UTC)
 
 def record(**fields: Any) -> UsageRecord:
     """A chat of ten tokens at half a minute past noon, but for ``fields``."""
-    usual = {
+    usual: dict[str, Any] = {
         "id": str(uuid.uuid4()),
         "request_id": "req_1",
         "tenant_id": "acme",
