@@ -40,8 +40,8 @@ async def ask(client: httpx.AsyncClient, sending: Sending, headers: dict[str, st
                 _take_usage(json.loads(await response.aread()), answer)
             if answer.status == NO_ANSWER:
                 answer.status = str(response.status_code)
-    except (httpx.HTTPError, ValueError):
-        answer.status = NO_ANSWER
+    except (httpx.HTTPError, ValueError, LookupError, TypeError, AttributeError):
+        answer.status = NO_ANSWER  # or one that is not ours
     answer.total_ms = _ms_since(start)
     return answer
 

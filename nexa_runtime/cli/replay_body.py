@@ -20,6 +20,8 @@ _GENERATING = frozenset({_COMPLETIONS, "/v1/chat/completions", "/v1/responses", 
 _OPENAI = frozenset({_COMPLETIONS, "/v1/chat/completions"})
 _MAX_INPUT_TOKENS = 256
 """Of a made-up input to embed: how many there were is not logged, and one alone may be too long."""
+MAX_TOKENS = 2**19
+"""Of a made-up prompt."""
 
 Json = dict[str, object]
 
@@ -36,9 +38,11 @@ def skip_reason(request: LoggedRequest) -> str | None:
     """Why a request is not sent; None if it is."""
     if request.endpoint not in _GENERATING and request.endpoint != _EMBEDDINGS:
         return f"{request.endpoint} is not replayed"
-    if request.body is None and not request.prompt_tokens:
+    if request.body is not None:
+        return None
+    if not request.prompt_tokens:
         return "it had used no tokens"
-    return None
+    return f"it had more than {MAX_TOKENS} tokens" if request.prompt_tokens > MAX_TOKENS else None
 
 
 def logged_body(request: LoggedRequest, body: Json, model: str | None) -> Sending:

@@ -54,6 +54,7 @@ class Replay:
         async with httpx.AsyncClient(
             base_url=self._url, timeout=_TIMEOUT_S, limits=httpx.Limits(max_connections=None)
         ) as client:
+            await self._check_server(client)
             numbered = [
                 (number, request)
                 for number, request in enumerate(self._requests)
@@ -70,6 +71,12 @@ class Replay:
                     await self._flying.acquire()
                     self.num_sent += 1
                     group.create_task(self._send(client, number, request))
+
+    async def _check_server(self, client: httpx.AsyncClient) -> None:
+        try:
+            await client.get("/health")
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise NobodyError(self._url, f"gave no answer ({type(error).__name__}).") from None
 
     async def _wait(self, due: float) -> None:
         """Until ``due``, by the monotonic clock."""
@@ -115,10 +122,8 @@ class Replay:
             if response.status_code == 200:
                 return sorted(set(answer["tokens"]))
             message = str(answer["error"]["message"])
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise NobodyError(self._url, f"gave no answer ({type(error).__name__}).") from None
-        except (ValueError, LookupError, TypeError):
-            raise NobodyError(self._url, f"is no server of ours (status {response.status_code}).") from None
+        except (httpx.HTTPError, ValueError, LookupError, TypeError):
+            raise NobodyError(self._url, "is no server of ours: it does not tokenize.") from None
         if response.status_code == 401:
             raise ClientError(self._url, f"says: {message}")
         return message.rstrip(".")

@@ -16,7 +16,8 @@ from pathlib import Path
 NUM_OLD = 5
 """Files ``.1`` (the latest) to ``.5``."""
 
-_FLAGS = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
+_FLAGS = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+"""A pipe that is opened for both waits for no reader."""
 _MODE = 0o640
 """A line may hold a prompt."""
 

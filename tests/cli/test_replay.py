@@ -12,7 +12,10 @@ from typing import Any
 import orjson
 import pytest
 
-from nexa_runtime.usage.log_line import write_line
+from nexa_runtime.cli import replay_log
+from nexa_runtime.cli.replay_body import skip_reason
+from nexa_runtime.cli.replay_log import read_requests
+from nexa_runtime.usage.log_line import read_line, write_line
 from tests.cli.test_models_cli import NEXA, Person
 from tests.support import LiveServer, free_settings, wait_until
 from tests.usage.records import NOON, record
@@ -165,9 +168,32 @@ def test_what_is_no_log_is_one_sentence(person: Person, tmp_path: Path) -> None:
     person.fails(2, "replay", str(path), "--limit", "0")
 
 
+def test_a_line_that_is_too_long_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay_log, "_MAX_LINE_BYTES", 1000)
+    log = tmp_path / "log"
+    log.write_bytes(b"x" * 5000 + b"\n" + write_line(record()) + b"y" * 5000)
+    found = read_requests(log, None)
+    assert (len(found.requests), found.num_bad) == (1, 2)
+    assert [(bad.number, bad.reason) for bad in found.bad_lines] == [
+        (number, "it is longer than 1000 bytes") for number in (1, 3)
+    ]
+
+
+def test_a_prompt_is_made_up_only_within_bounds() -> None:
+    def reason(**fields: Any) -> str | None:
+        return skip_reason(read_line(write_line(record(**fields))))
+
+    assert reason(prompt_tokens=2**19) is None
+    assert reason(prompt_tokens=2**19 + 1) == "it had more than 524288 tokens"
+    assert reason(prompt_tokens=0, cached_tokens=0) == "it had used no tokens"
+    assert reason(prompt_tokens=0, cached_tokens=0, body={"prompt": "Hi"}) is None
+    assert reason(endpoint="/v1/rerank") == "/v1/rerank is not replayed"
+
+
 def test_a_server_that_does_not_help_is_one_sentence(person: Person, tmp_path: Path) -> None:
     log = write_log(tmp_path / "log", record())
-    assert "no answer" in person.fails(1, "replay", log, env={"NEXA_URL": "http://127.0.0.1:9"})
+    for url in ("http://127.0.0.1:9", "http://[nowhere"):
+        assert "no answer" in person.fails(1, "replay", log, env={"NEXA_URL": url})
     assert "key" in person.fails(1, "replay", log, env={"NEXA_API_KEY": "wrong"})
     stranger = write_log(tmp_path / "log", record(tenant_id="nobody"))
     assert "nobody" in person.fails(1, "replay", stranger)
