@@ -94,7 +94,7 @@ class OpenRequest:
             error = ClientDisconnectedError()
         record = self._record(used, error)
         self._log(record, error)
-        self._recorder.record(record)
+        self._recorder.record(record if self.call.body is None else record.with_body(self.call.body))
 
     def _record(self, used: Used, error: BaseException | None) -> UsageRecord:
         status = 200 if error is None else self._status_of(error) if isinstance(error, Exception) else 500
@@ -113,7 +113,6 @@ class OpenRequest:
             ttft_ms=None if used.first_text_at is None else _ms(used.first_text_at - self._admitted_at),
             response_time_ms=round((time.monotonic() - self._admitted_at) * 1e3, 1),
             created_at=self._created_at,
-            body=self.call.body,
         )
 
     def _log(self, record: UsageRecord, error: BaseException | None) -> None:

@@ -4,15 +4,12 @@ Owns the line's fields. ``request_log`` writes them; ``cli/replay`` reads them b
 may have changed.
 """
 
-from dataclasses import fields
 from typing import Annotated
 
 import orjson
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from nexa_runtime.usage.record import UsageRecord
-
-_NAMES = [one.name for one in fields(UsageRecord) if one.name != "body"]
+from nexa_runtime.usage.record import RECORD_FIELDS, RecordWithBody, UsageRecord
 
 _Tokens = Annotated[int, Field(ge=0, le=10_000_000)]
 _Ms = Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False)]
@@ -48,8 +45,8 @@ class LineError(ValueError):
 
 def write_line(record: UsageRecord) -> bytes:
     """A line with its end; without the body where that cannot be written, such as one nested too deeply."""
-    line = {name: getattr(record, name) for name in _NAMES} | {"total_tokens": record.total_tokens}
-    if record.body is None:
+    line = {name: getattr(record, name) for name in RECORD_FIELDS} | {"total_tokens": record.total_tokens}
+    if not isinstance(record, RecordWithBody):
         return _dump(line)
     try:
         return _dump(line | {"body": record.body})

@@ -5,7 +5,7 @@ has ended and given back all it held; ``recorder`` hands it to the sinks.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 
 
@@ -20,8 +20,7 @@ class UsageRecord:
 
     ``cached_tokens`` are some of ``prompt_tokens``. ``queue_ms``: until a slot was free; ``ttft_ms``: until
     the first text; both from the moment it was admitted, None where it did not come so far.
-    ``created_at``: that moment, in UTC. ``body``: what the client sent, of tenants that let their prompts be
-    logged; for the request log alone, no other sink keeps it.
+    ``created_at``: that moment, in UTC.
     """
 
     id: str
@@ -38,9 +37,28 @@ class UsageRecord:
     ttft_ms: float | None
     response_time_ms: float
     created_at: datetime
-    body: Mapping[str, object] | None = field(default=None, repr=False)
 
     @property
     def total_tokens(self) -> int:
         """Of prompt and answer."""
         return self.prompt_tokens + self.completion_tokens
+
+    def with_body(self, body: Mapping[str, object]) -> "RecordWithBody":
+        """The same, and what the client sent."""
+        return RecordWithBody(**{name: getattr(self, name) for name in RECORD_FIELDS}, body=body)
+
+
+RECORD_FIELDS = tuple(one.name for one in fields(UsageRecord))
+
+
+@dataclass(frozen=True, slots=True)
+class RecordWithBody(UsageRecord):
+    """Of a tenant that lets its prompts be logged. The request log alone keeps ``body``: it is no field of a
+    record's, so that no other sink stores it unawares.
+    """
+
+    body: Mapping[str, object] = field(repr=False)
+
+    def without_body(self) -> UsageRecord:
+        """The record alone."""
+        return UsageRecord(**{name: getattr(self, name) for name in RECORD_FIELDS})

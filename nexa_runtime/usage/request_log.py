@@ -11,7 +11,6 @@ not for each request; a process that is killed loses no more than that.
 import os
 import threading
 from collections import deque
-from dataclasses import replace
 from pathlib import Path
 
 from anyio.to_thread import run_sync
@@ -21,7 +20,7 @@ from nexa_runtime.errors import ConfigError
 from nexa_runtime.telemetry import get_logger
 from nexa_runtime.usage.log_file import LogFile, PartlyWrittenError, open_for_append
 from nexa_runtime.usage.log_line import write_line
-from nexa_runtime.usage.record import UsageRecord
+from nexa_runtime.usage.record import RecordWithBody, UsageRecord
 
 MAX_WAITING = 10_000
 """Records."""
@@ -95,8 +94,8 @@ class RequestLog:
                 _log.error("request_log_full", waiting=MAX_WAITING)
             return
         self._is_full = self._is_full and len(self._waiting) > MAX_WAITING // 2
-        if record.body is not None and not self._bodies.acquire(blocking=False):
-            record = replace(record, body=None)
+        if isinstance(record, RecordWithBody) and not self._bodies.acquire(blocking=False):
+            record = record.without_body()
         self._waiting.append(record)
         self._wakes.set()
 
@@ -140,6 +139,6 @@ class RequestLog:
     def _forget(self, number: int) -> None:
         """The first records of the batch are in the file."""
         for record in self._batch[:number]:
-            if record.body is not None:
+            if isinstance(record, RecordWithBody):
                 self._bodies.release()
         del self._batch[:number]

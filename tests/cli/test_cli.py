@@ -267,7 +267,7 @@ def test_a_server_without_keys_refuses_to_be_reachable() -> None:
         ({"NEXA_REQUEST_LOG": "/none/requests.jsonl"}, "/none/requests.jsonl"),
     ],
 )
-def test_settings_of_files_and_tenants_that_cannot_be_are_one_sentence(env: dict[str, str], words: str) -> None:
+def test_other_settings_that_cannot_be_are_one_sentence(env: dict[str, str], words: str) -> None:
     refused = nexa("serve", "--port", "0", **env)
     assert refused.returncode == 1
     assert words in refused.stderr

@@ -1,6 +1,7 @@
 """Records for tests that have no server."""
 
 import uuid
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -9,7 +10,7 @@ from nexa_runtime.usage import UsageRecord
 NOON = datetime(2026, 5, 1, 12, 0, 30, tzinfo=UTC)
 
 
-def record(**fields: Any) -> UsageRecord:
+def record(*, body: Mapping[str, object] | None = None, **fields: Any) -> UsageRecord:
     """A chat of ten tokens at half a minute past noon, but for ``fields``."""
     usual: dict[str, Any] = {
         "id": str(uuid.uuid4()),
@@ -27,4 +28,5 @@ def record(**fields: Any) -> UsageRecord:
         "response_time_ms": 9.5,
         "created_at": NOON,
     }
-    return UsageRecord(**usual | fields)
+    made = UsageRecord(**usual | fields)
+    return made if body is None else made.with_body(body)
