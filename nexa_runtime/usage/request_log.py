@@ -111,10 +111,11 @@ class RequestLog:
             _log.error("request_log_lost", records=num_lost)
 
     def _run(self) -> None:
-        while not self._stops.is_set():
+        is_last = False
+        while not is_last:
             self._wakes.wait()
-            self._stops.wait(_GATHER_S)
             self._wakes.clear()
+            is_last = self._stops.wait(_GATHER_S)
             while (self._waiting or self._batch) and self._write():
                 pass
         self._file.close()

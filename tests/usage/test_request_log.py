@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import resource
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,22 @@ def test_a_line_that_was_cut_does_not_spoil_the_next(tmp_path: Path) -> None:
     assert file.write([b'{"next": 1}\n']) == 1
     file.close()
     assert path.read_bytes() == b'{"whole": 1}\n{"cut": \n{"next": 1}\n'
+
+
+def test_a_disk_that_is_full_in_the_middle_of_a_line_loses_none(tmp_path: Path) -> None:
+    path, before = tmp_path / "log", resource.getrlimit(resource.RLIMIT_FSIZE)
+    file = LogFile(path, 2**20)
+    lines = [b"%099d\n" % number for number in range(5)]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (250, before[1]))
+    try:
+        with pytest.raises(PartlyWrittenError) as caught:
+            file.write(lines)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert caught.value.num_done == 2
+    assert file.write(lines[2:]) == 3
+    file.close()
+    assert path.read_bytes().splitlines(keepends=True) == [*lines[:2], lines[2][:50] + b"\n", *lines[2:]]
 
 
 def test_old_files_are_kept_and_no_line_is_cut(tmp_path: Path) -> None:
