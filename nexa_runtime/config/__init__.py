@@ -20,12 +20,14 @@ from nexa_runtime.config.server import AccessSettings, ServerSettings
 from nexa_runtime.config.store import ClientSettings, StoreSettings
 from nexa_runtime.config.tenancy import PLACEHOLDER, TenancySettings, VaultSettings
 from nexa_runtime.config.usage import UsageSettings
+from nexa_runtime.config.usage_database import UsageDatabaseSettings
 from nexa_runtime.errors import ConfigError
 
 __all__ = [
     "PLACEHOLDER", "SLICES", "AccessSettings", "ClientSettings", "EngineSettings", "LogSettings",
     "ModelSettings", "PoolSettings", "ServerSettings", "ServingSettings", "Settings", "StoreSettings",
-    "TenancySettings", "UsageSettings", "VaultSettings", "env_names", "load_settings", "parse_bytes",
+    "TenancySettings", "UsageDatabaseSettings", "UsageSettings", "VaultSettings", "env_names",
+    "load_settings", "parse_bytes",
 ]  # fmt: skip
 
 SliceT = TypeVar("SliceT", bound=Slice)
@@ -47,12 +49,13 @@ class Settings:
     client: ClientSettings
     log: LogSettings
     usage: UsageSettings
+    usage_database: UsageDatabaseSettings
 
 
 SLICES: tuple[type[Slice], ...] = (
     ModelSettings, EngineSettings, ServingSettings, PoolSettings, ServerSettings,
     TenancySettings, VaultSettings, AccessSettings, StoreSettings, ClientSettings, LogSettings,
-    UsageSettings,
+    UsageSettings, UsageDatabaseSettings,
 )  # fmt: skip
 
 
@@ -75,6 +78,7 @@ def load_settings(overrides: Mapping[str, object] | None = None) -> Settings:
         client=_load(ClientSettings, given),
         log=_load(LogSettings, given),
         usage=_load(UsageSettings, given),
+        usage_database=_load(UsageDatabaseSettings, given),
     )
 
 

@@ -46,8 +46,10 @@ from nexa_runtime.serving.pulling import Puller
 from nexa_runtime.serving.reranking import RerankService
 from nexa_runtime.serving.text import TextService
 from nexa_runtime.store.hub import Hub
+from nexa_runtime.store.store import state_dir
 from nexa_runtime.tenancy.setup import Tenancy
 from nexa_runtime.usage import Recorder
+from nexa_runtime.usage.database import open_database_sink
 from nexa_runtime.usage.request_log import open_request_log
 from nexa_runtime.usage.totals import UsageTotals
 
@@ -78,7 +80,9 @@ class App(Starlette):
 
     def __init__(self, pool: ModelPool, tenancy: Tenancy, settings: Settings) -> None:
         totals = UsageTotals()
-        self.recorder = Recorder([totals, *open_request_log(settings.usage)])
+        database = open_database_sink(settings.usage_database, state_dir(settings.store) / "usage-spool")
+        sinks = (totals, open_request_log(settings.usage), database)
+        self.recorder = Recorder([sink for sink in sinks if sink is not None])
         self.dispatcher = Dispatcher(
             pool, settings.serving, slots=settings.engine.slots, recorder=self.recorder, status_of=status_of
         )

@@ -46,11 +46,11 @@ def check_request_log(settings: UsageSettings) -> None:
         raise ConfigError(message) from None
 
 
-def open_request_log(settings: UsageSettings) -> tuple["RequestLog", ...]:
+def open_request_log(settings: UsageSettings) -> "RequestLog | None":
     """The sink, if the owner wants a request log."""
     if settings.request_log is None:
-        return ()
-    return (RequestLog(settings.request_log, settings.request_log_max_bytes),)
+        return None
+    return RequestLog(settings.request_log, settings.request_log_max_bytes)
 
 
 class RequestLog:
