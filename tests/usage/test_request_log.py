@@ -47,7 +47,7 @@ def test_a_line_has_every_field_of_its_record() -> None:
     line = write_line(record(body={"prompt": "Hi"}))
     fields = orjson.loads(line)
     assert fields["created_at"] == "2026-05-01T12:00:30Z"
-    assert (fields["total_tokens"], fields["queue_ms"], fields["finish_reason"]) == (10, 0.5, "stop")
+    assert (fields["total_tokens"], fields["queue_ms"], fields["finish_reason"]) == (10, 0.4, "stop")
     read = read_line(line)
     assert (read.tenant_id, read.prompt_tokens, read.body) == ("acme", 7, {"prompt": "Hi"})
     assert "body" not in orjson.loads(write_line(record()))

@@ -3,15 +3,15 @@
 Owns how a moment is written and how a client may name one. ``usage/totals`` counts.
 """
 
-import re
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 
 from starlette.datastructures import QueryParams
 
 from nexa_runtime.errors import InvalidRequestError
 from nexa_runtime.server.protocol.admin_shapes import UsageCounts, UsageSums
 from nexa_runtime.tenancy.tenant import TENANT_ID, TENANT_ID_RULE
+from nexa_runtime.usage.since import parse_since
 from nexa_runtime.usage.totals import Counts, UsageReport
 
 QUERY: Mapping[str, str] = {
@@ -21,8 +21,6 @@ QUERY: Mapping[str, str] = {
 }
 """What each parameter means; there are no others."""
 
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
-_BACK = re.compile(r"([0-9]{1,12})([smhd])")
 _MAX_ECHO = 64
 
 
@@ -63,11 +61,8 @@ def response(report: UsageReport) -> UsageSums:
 
 def _moment(text: str, now: datetime) -> datetime:
     try:
-        if (back := _BACK.fullmatch(text)) is not None:
-            return now - timedelta(**{_UNITS[back[2]]: int(back[1])})
-        moment = datetime.fromisoformat(text)
-        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
-    except (ValueError, OverflowError):
+        return parse_since(text, now)
+    except ValueError:
         raise InvalidRequestError(
             f"since: {text[:_MAX_ECHO]!a} is no date or time in ISO 8601 (a + in it is written %2B), and no"
             " time back from now such as 90s, 15m, 24h or 7d.",
