@@ -26,7 +26,7 @@ def test_since_is_a_time_or_a_duration(text: str, moment: datetime) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "h", "-1h", "1y", "999999w", "yesterday", "1 h", "0001-01-01T00:00+10:00", "2026-13-01", "٣h"],
+    ["", "h", "-1h", "1y", "999999w", "yesterday", "1 h", "0001-01-01T00+10", "2026-13-01", "٣h"],
 )
 def test_other_texts_are_refused(text: str) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 - whoever calls it has the sentence
