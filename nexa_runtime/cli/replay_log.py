@@ -52,7 +52,7 @@ def read_requests(path: Path, limit: int | None) -> RequestFile:
                 if not line.endswith(b"\n"):
                     _skip_line(file, line)
                 if line.strip():
-                    requests.append(read_line(line))
+                    requests.append(read_line(line.strip()))
             except LineError as error:
                 num_bad += 1
                 if len(bad) < _MAX_NAMED:
