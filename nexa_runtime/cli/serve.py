@@ -21,6 +21,7 @@ from nexa_runtime.serving.loaded import LoadedModel
 from nexa_runtime.serving.pool import ModelPool
 from nexa_runtime.telemetry import log_crashes, stderr_behind
 from nexa_runtime.tenancy.setup import open_tenancy
+from nexa_runtime.usage.request_log import check_request_log
 
 _GPU_SWITCH_INTERVAL_S = 2e-4
 """CPython hands the GIL over every 5 ms by default: as long as a whole engine step on a GPU. On a processor
@@ -37,6 +38,7 @@ def serve(settings: Settings) -> None:
     check_exposure(settings.server.host, settings.access)
     if settings.discovery.etcd_url is not None:
         base_url(settings.server, settings.discovery)
+    check_request_log(settings.usage)
     tenancy = open_tenancy(settings.tenancy, settings.vault)
     with (
         bind(settings.server) as listener,

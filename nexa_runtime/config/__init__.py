@@ -22,6 +22,7 @@ from nexa_runtime.config.operations import DiscoverySettings, FileSettings, Heal
 from nexa_runtime.config.server import AccessSettings, ServerSettings
 from nexa_runtime.config.store import ClientSettings, StoreSettings
 from nexa_runtime.config.tenancy import PLACEHOLDER, TenancySettings, VaultSettings
+from nexa_runtime.config.usage import UsageSettings
 from nexa_runtime.config.usage_database import UsageDatabaseSettings
 from nexa_runtime.errors import ConfigError
 
@@ -29,8 +30,8 @@ __all__ = [
     "PLACEHOLDER", "SLICES", "AccessSettings", "ClientSettings", "DiscoverySettings", "EngineSettings",
     "FileSettings", "HealthSettings", "LogSettings", "MetricsSettings", "ModelSettings", "PoolSettings",
     "ServerSettings", "ServingSettings", "Settings", "StoreSettings", "TenancySettings",
-    "UsageDatabaseSettings", "VaultSettings", "env_names", "load_log_settings", "load_settings",
-    "parse_bytes",
+    "UsageDatabaseSettings", "UsageSettings", "VaultSettings", "env_names", "load_log_settings",
+    "load_settings", "parse_bytes",
 ]  # fmt: skip
 
 SliceT = TypeVar("SliceT", bound=Slice)
@@ -54,6 +55,7 @@ class Settings:
     health: HealthSettings
     discovery: DiscoverySettings
     metrics: MetricsSettings
+    usage: UsageSettings
     usage_database: UsageDatabaseSettings
 
     def secrets(self) -> list[str]:
@@ -65,7 +67,7 @@ class Settings:
 SLICES: tuple[type[Slice], ...] = (
     ModelSettings, EngineSettings, ServingSettings, PoolSettings, ServerSettings,
     TenancySettings, VaultSettings, AccessSettings, StoreSettings, ClientSettings, LogSettings,
-    HealthSettings, DiscoverySettings, FileSettings, MetricsSettings, UsageDatabaseSettings,
+    HealthSettings, DiscoverySettings, FileSettings, MetricsSettings, UsageSettings, UsageDatabaseSettings,
 )  # fmt: skip
 
 
@@ -90,6 +92,7 @@ def load_settings(overrides: Mapping[str, object] | None = None) -> Settings:
         health=_load(HealthSettings, given),
         discovery=_load(DiscoverySettings, given),
         metrics=_load(MetricsSettings, given),
+        usage=_load(UsageSettings, given),
         usage_database=_load(UsageDatabaseSettings, given),
     )
 

@@ -59,6 +59,8 @@ from nexa_runtime.tenancy.setup import Tenancy
 from nexa_runtime.usage import Recorder
 from nexa_runtime.usage.counts import RequestCounts
 from nexa_runtime.usage.database import open_database_sink
+from nexa_runtime.usage.request_log import open_request_log
+from nexa_runtime.usage.totals import UsageTotals
 
 _PROBE_ID = "nexa-probe"
 """Asked for at the start, where there is no default tenant: any answer shows that limits can be read."""
@@ -93,9 +95,10 @@ class App(Starlette):
         metrics_listener: socket.socket | None = None,
     ) -> None:
         """``metrics_listener``: see ``bind_metrics``."""
-        counts = RequestCounts(pool.has_met)
+        counts, totals = RequestCounts(pool.has_met), UsageTotals()
         database = open_database_sink(settings.usage_database, state_dir(settings.store) / "usage-spool")
-        self.recorder = Recorder([sink for sink in (counts, database) if sink is not None])
+        sinks = (counts, totals, open_request_log(settings.usage), database)
+        self.recorder = Recorder([sink for sink in sinks if sink is not None])
         self.dispatcher = Dispatcher(
             pool, settings.serving, slots=settings.engine.slots, recorder=self.recorder, status_of=status_of
         )
@@ -120,6 +123,7 @@ class App(Starlette):
             readiness=readiness,
             about=About(pool, settings, is_open=gate.is_open),
             metrics=self.metrics,
+            totals=totals,
         )
         self._registration = None
         if settings.discovery.etcd_url is not None:
@@ -156,6 +160,7 @@ class App(Starlette):
                 Route("/admin/tenants", admin.list_tenants),
                 Route("/admin/tenants/{tenant_id}/config", admin.tenant_config),
                 Route("/admin/tenants/{tenant_id}/refresh", admin.refresh_tenant, methods=["POST"]),
+                Route("/admin/usage", admin.usage),
                 Route("/health", health.health),
                 Route("/readyz", health.readyz),
                 Route("/metrics", metrics.metrics),

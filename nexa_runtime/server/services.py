@@ -23,6 +23,7 @@ from nexa_runtime.telemetry import bind_caller
 from nexa_runtime.tenancy.admission import RateState
 from nexa_runtime.tenancy.setup import Tenancy
 from nexa_runtime.tenancy.tenant import Tenant
+from nexa_runtime.usage.totals import UsageTotals
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,7 @@ class Services:
     readiness: Readiness
     about: About
     metrics: Metrics
+    totals: UsageTotals
 
 
 class State(TypedDict):
@@ -74,7 +76,9 @@ async def tenant_and_body(request: Request) -> tuple[Tenant, dict[str, object]]:
     tenant = await tenant_of(request)
     body = await read_json_object(request, services(request).settings)
     request.state.model = body.get("model")
-    return await services(request).tenancy.directory.resolve(tenant.id), body
+    tenant = await services(request).tenancy.directory.resolve(tenant.id)
+    request.state.logged_body = body if tenant.limits.logs_prompts else None
+    return tenant, body
 
 
 def call_of(request: Request) -> Call:
@@ -85,6 +89,7 @@ def call_of(request: Request) -> Call:
         key_id=request.state.key_id,
         is_patient=request.headers.get("x-nexa-wait") != "0",
         on_admitted=lambda: setattr(request.state, "is_admitted", True),
+        body=request.state.logged_body,
     )
 
 
