@@ -29,8 +29,8 @@ NEAR_TIE = 0.05
 
 
 def free_settings(**overrides: object) -> Settings:
-    """The default settings on any free port."""
-    return load_settings({"NEXA_PORT": 0, **overrides})
+    """The default settings on any free port; at the end requests are cut at once."""
+    return load_settings({"NEXA_PORT": 0, "NEXA_DRAIN_S": 0, **overrides})
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float = 20.0) -> bool:

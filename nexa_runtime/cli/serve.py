@@ -9,10 +9,12 @@ import sys
 
 import typer
 
+from nexa_runtime import exit_codes
 from nexa_runtime.cli.loading import load_pool
 from nexa_runtime.config import Settings
 from nexa_runtime.server.app import App, Server, bind
-from nexa_runtime.server.auth import check_exposure
+from nexa_runtime.server.auth import check_exposure, check_origins
+from nexa_runtime.server.tls import check_tls
 from nexa_runtime.serving.loaded import LoadedModel
 from nexa_runtime.serving.pool import ModelPool
 from nexa_runtime.tenancy.setup import open_tenancy
@@ -26,17 +28,22 @@ that is right: with eight clients on a 0.5B model, 75 tokens/s at 5 ms and 63 at
 def serve(settings: Settings) -> None:
     """Serve until SIGINT or SIGTERM. Raises ``NexaError`` when the server cannot start."""
     check_exposure(settings.server.host, settings.access)
+    check_origins(settings.server.cors_origins, settings.access)
+    check_tls(settings.server)
     tenancy = open_tenancy(settings.tenancy, settings.vault)
     listener = bind(settings.server)
     try:
         pool = load_pool(settings)
         pool.on_load(_tune)
         app = App(pool, tenancy, settings)
-        _greet(pool, *listener.getsockname()[:2])
+        _greet(pool, settings, *listener.getsockname()[:2])
         gc.freeze()  # modules and models stay: looking at them again holds every stream for 60 ms at a time
-        asyncio.run(Server(app, settings.server).serve(sockets=[listener]))
+        server = Server(app, settings.server)
+        asyncio.run(server.serve(sockets=[listener]))
     finally:
         listener.close()
+    if server.force_exit:
+        raise typer.Exit(exit_codes.CUT_SHORT)
 
 
 def _tune(model: LoadedModel) -> None:
@@ -44,10 +51,10 @@ def _tune(model: LoadedModel) -> None:
         sys.setswitchinterval(_GPU_SWITCH_INTERVAL_S)
 
 
-def _greet(pool: ModelPool, host: str, port: int) -> None:
+def _greet(pool: ModelPool, settings: Settings, host: str, port: int) -> None:
     reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     shown = f"[{reachable}]" if ":" in reachable else reachable
-    url = f"http://{shown}:{port}"
+    url = f"{'https' if settings.server.tls_cert else 'http'}://{shown}:{port}"
     if (problem := pool.default_problem) is not None:
         typer.echo(f"{problem}\n", err=True)
     typer.echo(

@@ -6,9 +6,11 @@ tests do the same.
 
 import asyncio
 import logging
+import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from types import FrameType
@@ -17,11 +19,14 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
+from nexa_runtime import exit_codes
 from nexa_runtime.config import ServerSettings, Settings
 from nexa_runtime.errors import ConfigError, NexaError
 from nexa_runtime.server.auth import Gate
+from nexa_runtime.server.edge import EdgeMiddleware, Listener, edge_protocol, on_loop_error
 from nexa_runtime.server.errors import on_http_error, on_nexa_error
 from nexa_runtime.server.middleware import RequestMiddleware
 from nexa_runtime.server.routes import (
@@ -46,6 +51,7 @@ from nexa_runtime.serving.pulling import Puller
 from nexa_runtime.serving.reranking import RerankService
 from nexa_runtime.serving.text import TextService
 from nexa_runtime.store.hub import Hub
+from nexa_runtime.telemetry import get_logger
 from nexa_runtime.tenancy.setup import Tenancy
 
 _PROBE_ID = "nexa-probe"
@@ -58,8 +64,15 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _KEEP_ALIVE_S = 75
 """Longer than the idle time of the usual proxies and client pools, so that they close first."""
 
-_GRACEFUL_S = 10
-"""After the engine has ended every stream, how long clients may take to read the rest."""
+_GRACEFUL_S = 3
+"""After every request has ended, how long clients may take to read the rest."""
+
+_CUT_S = 2.0
+"""After a second signal the process ends within this time, whatever hangs."""
+
+_POLL_S = 0.05
+
+_log = get_logger("server")
 
 
 _DOCS = (
@@ -71,7 +84,7 @@ _DOCS = (
 
 
 class App(Starlette):
-    """The ASGI application. ``dispatcher`` and ``puller`` are ended before connections are closed."""
+    """The ASGI application. ``drain``, and then ``dispatcher``'s end, come before connections are closed."""
 
     def __init__(self, pool: ModelPool, tenancy: Tenancy, settings: Settings) -> None:
         self.dispatcher = Dispatcher(pool, settings.serving, slots=settings.engine.slots)
@@ -121,7 +134,15 @@ class App(Starlette):
                 Route("/readyz", health.readyz),
                 *(_DOCS if gate.is_open else ()),
             ],
-            middleware=[Middleware(RequestMiddleware)],
+            middleware=[
+                *_cors(settings.server),
+                Middleware(RequestMiddleware),
+                Middleware(
+                    EdgeMiddleware,
+                    max_connections=settings.server.max_connections,
+                    is_draining=lambda: self.dispatcher.is_draining,
+                ),
+            ],
             exception_handlers={NexaError: on_nexa_error, HTTPException: on_http_error},
             lifespan=self._lifespan,
         )
@@ -145,6 +166,11 @@ class App(Starlette):
             await self.dispatcher.close()
             await directory.close()
 
+    def drain(self) -> None:
+        """Take nothing new. Requests go on; pulls end, for what came is kept."""
+        self.dispatcher.drain()
+        self.puller.stop()
+
     async def _watch_limits(self) -> None:
         """Look at the limits of tenants that have something running: a change must not wait for a request."""
         while True:
@@ -154,28 +180,53 @@ class App(Starlette):
                     await self._tenancy.directory.resolve(tenant_id)
 
 
+def _cors(settings: ServerSettings) -> list[Middleware]:
+    """Outermost, so that web pages can read every error; none where no page of another origin may ask."""
+    if not settings.cors_origins:
+        return []
+    options = Middleware(
+        CORSMiddleware,
+        allow_origins=settings.cors_origins,
+        allow_methods=("GET", "POST", "DELETE"),
+        allow_headers=("*",),
+        expose_headers=("*",),
+    )
+    return [options]
+
+
 class Server(uvicorn.Server):
-    """Ends generations and pulls before it waits for connections, so that each stream says why it ends."""
+    """Ends in steps: what runs is finished while new requests are refused, the rest is cut, then connections
+    are closed. A second signal skips all waiting; ``force_exit`` says that it came.
+    """
 
     def __init__(self, app: App, settings: ServerSettings) -> None:
+        password = settings.tls_key_password
         super().__init__(
             uvicorn.Config(
                 app,
                 host=settings.host,
                 port=settings.port,
+                http=edge_protocol(settings),
+                ws="none",
                 log_config=None,
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,  # whom to believe about addresses is for ``auth`` to say
                 timeout_keep_alive=_KEEP_ALIVE_S,
                 timeout_graceful_shutdown=_GRACEFUL_S,
+                ssl_certfile=settings.tls_cert,
+                ssl_keyfile=settings.tls_key,
+                ssl_keyfile_password=None if password is None else password.get_secret_value(),
             )
         )
         self._app = app
+        self._drain_s = settings.drain_s
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """As uvicorn's, but does not raise the signal again at the end: that would print a traceback."""
+        """As uvicorn's, but does not raise the signal again at the end: that would print a traceback. After a
+        signal the handlers stay: one that comes while the process ends is the second.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -183,19 +234,41 @@ class Server(uvicorn.Server):
         try:
             yield
         finally:
-            for number, handler in before.items():
+            for number, handler in before.items() if not self.should_exit else ():
                 signal.signal(number, handler)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self.should_exit and sig == signal.SIGINT:
-            # A second Ctrl-C cuts the shutdown short; what uvicorn then says about it is no news.
-            logging.getLogger("uvicorn.error").disabled = True
-        super().handle_exit(sig, frame)
+        """The first signal asks for the end, the second for one without waiting."""
+        if self.should_exit and not self.force_exit:
+            self.force_exit = True
+            logging.getLogger("uvicorn.error").disabled = True  # what it says about that is no news
+            last_resort = threading.Timer(_CUT_S, os._exit, (exit_codes.CUT_SHORT,))
+            last_resort.daemon = True
+            last_resort.start()
+        self.should_exit = True
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        asyncio.get_running_loop().set_exception_handler(on_loop_error)
+        await super().startup(sockets)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._app.puller.stop()
+        self._app.drain()
+        await self._wait_finished()
         await self._app.dispatcher.stop()
         await super().shutdown(sockets)
+        if self.force_exit:
+            await self.lifespan.shutdown()  # uvicorn leaves that out then, and what is recorded would be lost
+
+    async def _wait_finished(self) -> None:
+        """Until every admitted request has ended, ``NEXA_DRAIN_S`` are over, or a second signal came."""
+        deadline = time.monotonic() + self._drain_s
+        num_open = self._app.dispatcher.num_open
+        _log.info("draining", open_requests=num_open)
+        while num_open and not self.force_exit and time.monotonic() < deadline:
+            await asyncio.sleep(_POLL_S)
+            num_open = self._app.dispatcher.num_open
+        if num_open:
+            _log.warning("requests_cut", open_requests=num_open)
 
 
 def bind(settings: ServerSettings) -> socket.socket:
@@ -204,7 +277,7 @@ def bind(settings: ServerSettings) -> socket.socket:
         family, kind, protocol, _, address = socket.getaddrinfo(
             settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        listener = socket.socket(family, kind, protocol)
+        listener = Listener(family, kind, protocol)
     except (OSError, UnicodeError):
         raise ConfigError(f"NEXA_HOST is {settings.host[:100]!r}, which is no address here.") from None
     try:

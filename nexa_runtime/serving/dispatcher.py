@@ -1,7 +1,7 @@
 """The border between the event loop and the engine threads.
 
 Owns the worker threads that prepare prompts, the way of each step's news to whoever waits for it, and that
-nobody is let in once it stops. Lives on one event loop. ``generation`` and ``embedding`` use it;
+nobody is let in once it drains. Lives on one event loop. ``generation`` and ``embedding`` use it;
 ``server`` and ``cli`` start and stop it.
 """
 
@@ -17,7 +17,7 @@ from nexa_runtime.engine.engine import Engine
 from nexa_runtime.engine.generation_lane import Delta, GenerationRequest
 from nexa_runtime.engine.model_engine import News
 from nexa_runtime.engine.sequence import TenantShare, Tokens
-from nexa_runtime.errors import ModelNotAllowedError, ModelNotFoundError, ShuttingDownError
+from nexa_runtime.errors import DrainingError, ModelNotAllowedError, ModelNotFoundError
 from nexa_runtime.llama import SamplingParams
 from nexa_runtime.serving.library import ModelSource
 from nexa_runtime.serving.loaded import Kind, LoadedModel
@@ -38,7 +38,7 @@ _NUM_COMPILE_THREADS = 4
 
 
 class Dispatcher:
-    """``start`` before the first request, ``stop`` and ``close`` after the last."""
+    """``start`` before the first request; ``drain`` lets in no more, then ``stop`` and ``close``."""
 
     def __init__(self, pool: ModelPool, settings: ServingSettings, *, slots: int) -> None:
         """``slots``: what a model has, for the bounds of the queues."""
@@ -51,7 +51,8 @@ class Dispatcher:
         self._receivers: dict[int, Callable[[News], None]] = {}
         self._unready: set[int] = set()
         """Keys of public prefixes that are still computed."""
-        self._is_stopping = False
+        self.is_draining = False
+        """Whether what was admitted is finished, and nothing new is."""
         self._threads = anyio.CapacityLimiter(_NUM_PROMPT_THREADS)
         self._compile_threads = anyio.CapacityLimiter(_NUM_COMPILE_THREADS)
         self._compile_turns: dict[str, anyio.Lock] = {}
@@ -65,7 +66,9 @@ class Dispatcher:
     @property
     def unready_reason(self) -> str | None:
         """Why not, in one sentence."""
-        if self._is_stopping or self._engine is None or not self._engine.is_alive:
+        if self.is_draining:
+            return "The server is about to end."
+        if self._engine is None or not self._engine.is_alive:
             return "The engine does not run."
         if self._unready:
             return "The default model is being prepared."
@@ -88,9 +91,13 @@ class Dispatcher:
         self.pool.on_load(self._on_load)
         self.pool.start(self._engine)
 
+    def drain(self) -> None:
+        """Admit nothing more. What was admitted goes on, also what still waits for a model or a slot."""
+        self.is_draining = True
+
     async def stop(self) -> None:
         """End every request with ``ShuttingDownError`` and take no more. A second call does nothing."""
-        self._is_stopping = True
+        self.drain()
         self.pool.stop()
         if self._engine is not None:
             await run_to_end(self._engine.stop)
@@ -105,10 +112,10 @@ class Dispatcher:
     def admit(self, tenant: Tenant, count: int) -> Ticket:
         """Let a request of ``count`` sequences in, or raise what ``Admission.admit`` does.
 
-        Raises ``ShuttingDownError`` too. The ticket is settled once, whatever becomes of the request.
+        Raises ``DrainingError`` too. The ticket is settled once, whatever becomes of the request.
         """
-        if self._is_stopping:
-            raise ShuttingDownError
+        if self.is_draining:
+            raise DrainingError
         return self.admission.admit(tenant, slots=self._slots, count=count)
 
     async def lease(

@@ -15,7 +15,7 @@ from contextlib import suppress
 
 import anyio
 
-from nexa_runtime.errors import NexaError, ShuttingDownError, StoreError
+from nexa_runtime.errors import DrainingError, NexaError, ShuttingDownError, StoreError
 from nexa_runtime.store.catalog import Catalog
 from nexa_runtime.store.hub import Hub
 from nexa_runtime.store.pull import OnEvent, PullEvent, pull
@@ -93,9 +93,9 @@ class Puller:
         self._is_stopping = False
 
     def start(self, name: str) -> Pull:
-        """Bring a model. On the event loop. Raises ``ShuttingDownError``."""
+        """Bring a model. On the event loop. Raises ``DrainingError``."""
         if self._is_stopping:
-            raise ShuttingDownError
+            raise DrainingError
         running, loop = Pull(), asyncio.get_running_loop()
         self._running.add(running)
         threading.Thread(target=self._work, args=(name, running, loop), name="pull", daemon=True).start()

@@ -100,7 +100,7 @@ def test_shutdown_is_an_error_frame_and_leaves_no_thread(make_server: Any) -> No
         stopper = threading.Thread(target=server.stop)
         stopper.start()
         last = list(events)[-1]
-        assert last["error"]["code"] == "draining"
+        assert last["error"]["code"] == "server_shutting_down"
     stopper.join()
     after = {thread.name for thread in threading.enumerate() if not thread.name.startswith("AnyIO")}
     assert after <= before
