@@ -27,7 +27,7 @@ from nexa_runtime.config import ServerSettings, Settings
 from nexa_runtime.errors import ConfigError, NexaError
 from nexa_runtime.server.auth import Gate
 from nexa_runtime.server.edge import EdgeMiddleware, Listener, edge_protocol, on_loop_error
-from nexa_runtime.server.errors import on_http_error, on_nexa_error
+from nexa_runtime.server.errors import on_http_error, on_nexa_error, status_of
 from nexa_runtime.server.middleware import RequestMiddleware
 from nexa_runtime.server.routes import (
     admin,
@@ -53,6 +53,7 @@ from nexa_runtime.serving.text import TextService
 from nexa_runtime.store.hub import Hub
 from nexa_runtime.telemetry import get_logger
 from nexa_runtime.tenancy.setup import Tenancy
+from nexa_runtime.usage import Recorder
 
 _PROBE_ID = "nexa-probe"
 """Asked for at the start, where there is no default tenant: any answer shows that limits can be read."""
@@ -87,7 +88,10 @@ class App(Starlette):
     """The ASGI application. ``drain``, and then ``dispatcher``'s end, come before connections are closed."""
 
     def __init__(self, pool: ModelPool, tenancy: Tenancy, settings: Settings) -> None:
-        self.dispatcher = Dispatcher(pool, settings.serving, slots=settings.engine.slots)
+        self.recorder = Recorder()
+        self.dispatcher = Dispatcher(
+            pool, settings.serving, slots=settings.engine.slots, recorder=self.recorder, status_of=status_of
+        )
         self.puller = Puller(pool.library.store, pool.library.catalog, Hub(settings.store))
         self._tenancy = tenancy
         gate = Gate(settings.access, tenancy)
@@ -152,6 +156,7 @@ class App(Starlette):
     async def _lifespan(self, _: Starlette) -> AsyncIterator[State]:
         directory = self._tenancy.directory
         directory.on_change(self.dispatcher.update_tenant)
+        self.recorder.start()
         self.dispatcher.start()
         tasks = [
             asyncio.create_task(directory.wait_answered(self._tenancy.default_id or _PROBE_ID)),
@@ -164,6 +169,7 @@ class App(Starlette):
                 task.cancel()
             await self.dispatcher.stop()
             await self.dispatcher.close()
+            await self.recorder.close()
             await directory.close()
 
     def drain(self) -> None:

@@ -65,7 +65,7 @@ def test_what_takes_too_long_is_cut_and_told() -> None:
         assert last["error"]["code"] == "server_shutting_down"
         assert last["error"]["type"] == "server_error"
         assert child.end() == exit_codes.DONE
-        assert '"ended": "server_shutting_down"' in child.talk
+        assert '"outcome": "server_shutting_down"' in child.talk
         assert "Traceback" not in child.talk
 
 
