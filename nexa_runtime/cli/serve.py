@@ -5,6 +5,7 @@ Owns the order of the start: the port first (it fails at once), then the model, 
 
 import asyncio
 import gc
+import resource
 import sys
 
 import typer
@@ -24,6 +25,9 @@ _GPU_SWITCH_INTERVAL_S = 2e-4
 that is right: with eight clients on a 0.5B model, 75 tokens/s at 5 ms and 63 at 0.2 ms (two cores).
 """
 
+_OTHER_DESCRIPTORS = 256
+"""Models, the store, tenants' limits, the connections that are told that there are too many."""
+
 
 def serve(settings: Settings) -> None:
     """Serve until SIGINT or SIGTERM. Raises ``NexaError`` when the server cannot start."""
@@ -31,6 +35,7 @@ def serve(settings: Settings) -> None:
     check_origins(settings.server.cors_origins, settings.access)
     check_tls(settings.server)
     tenancy = open_tenancy(settings.tenancy, settings.vault)
+    _allow_descriptors(settings.server.max_connections)
     listener = bind(settings.server)
     try:
         pool = load_pool(settings)
@@ -44,6 +49,15 @@ def serve(settings: Settings) -> None:
         listener.close()
     if server.force_exit:
         raise typer.Exit(exit_codes.CUT_SHORT)
+
+
+def _allow_descriptors(max_connections: int) -> None:
+    """Raise the process's own limit where it is too low for its connections, as far as it may be raised."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = max_connections + _OTHER_DESCRIPTORS
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _tune(model: LoadedModel) -> None:
