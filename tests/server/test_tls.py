@@ -23,12 +23,12 @@ PASSWORD = "a secret"
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A certificate for 127.0.0.1, its key, the same key with a password, and another key."""
     path = tmp_path_factory.mktemp("tls")
-    curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]
-    subject = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
+    curve: list[str | Path] = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]
+    subject: list[str | Path] = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
     for name in ("", "other-"):
-        out = ["-out", path / f"{name}cert.pem", "-keyout", path / f"{name}key.pem"]
+        out: list[str | Path] = ["-out", path / f"{name}cert.pem", "-keyout", path / f"{name}key.pem"]
         run("req", "-x509", "-nodes", "-days", "2", *curve, *subject, *out)
-    locked = ["-passout", f"pass:{PASSWORD}", "-out", path / "locked.pem"]
+    locked: list[str | Path] = ["-passout", f"pass:{PASSWORD}", "-out", path / "locked.pem"]
     run("pkcs8", "-topk8", "-in", path / "key.pem", *locked)
     (path / "both.pem").write_text((path / "cert.pem").read_text() + (path / "key.pem").read_text())
     (path / "text.pem").write_text("hello")
