@@ -47,7 +47,7 @@ def serve(settings: Settings) -> None:
         asyncio.run(server.serve(sockets=[listener]))
     finally:
         listener.close()
-    if server.force_exit:
+    if server.was_cut_short:
         raise typer.Exit(exit_codes.CUT_SHORT)
 
 

@@ -202,7 +202,7 @@ def _cors(settings: ServerSettings) -> list[Middleware]:
 
 class Server(uvicorn.Server):
     """Ends in steps: what runs is finished while new requests are refused, the rest is cut, then connections
-    are closed. A second signal skips all waiting; ``force_exit`` says that it came.
+    are closed. A second signal skips all waiting.
     """
 
     def __init__(self, app: App, settings: ServerSettings) -> None:
@@ -227,6 +227,8 @@ class Server(uvicorn.Server):
         )
         self._app = app
         self._drain_s = settings.drain_s
+        self.was_cut_short = False
+        """Whether a second signal has cut requests."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -274,6 +276,7 @@ class Server(uvicorn.Server):
             await asyncio.sleep(_POLL_S)
             num_open = self._app.dispatcher.num_open
         if num_open:
+            self.was_cut_short = self.force_exit
             _log.warning("requests_cut", open_requests=num_open)
 
 

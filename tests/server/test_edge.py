@@ -85,7 +85,7 @@ def test_half_a_second_head_is_told_and_closed(hasty: LiveServer) -> None:
         client.sendall(whole)
         assert client.recv(65536).startswith(b"HTTP/1.1 200 ")
         client.sendall(whole[:20])
-        assert rest(client).startswith(b"HTTP/1.1 408 ")
+        assert b"HTTP/1.1 408 " in rest(client)
 
 
 def test_what_is_no_http_has_the_shape_of_an_error(hasty: LiveServer) -> None:
