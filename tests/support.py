@@ -18,7 +18,8 @@ from nexa_runtime.config import Settings, load_settings
 from nexa_runtime.engine.generation_lane import StepCounts
 from nexa_runtime.engine.model_engine import ModelEngine
 from nexa_runtime.llama import Context, ContextParams, DecodeStatus, Model
-from nexa_runtime.server.app import App, Server, bind
+from nexa_runtime.server.app import App, bind
+from nexa_runtime.server.lifecycle import Server
 from nexa_runtime.serving.library import DEMO_PATH
 from nexa_runtime.serving.loaded import LoadedModel
 from nexa_runtime.serving.loading import open_pool

@@ -7,14 +7,16 @@ import asyncio
 import gc
 import resource
 import sys
+from contextlib import suppress
 
 import typer
 
 from nexa_runtime import exit_codes
 from nexa_runtime.cli.loading import load_pool
 from nexa_runtime.config import Settings
-from nexa_runtime.server.app import App, Server, bind
+from nexa_runtime.server.app import App, bind
 from nexa_runtime.server.auth import check_exposure, check_origins
+from nexa_runtime.server.lifecycle import Server
 from nexa_runtime.server.tls import check_tls
 from nexa_runtime.serving.loaded import LoadedModel
 from nexa_runtime.serving.pool import ModelPool
@@ -57,7 +59,8 @@ def _allow_descriptors(max_connections: int) -> None:
     wanted = max_connections + _OTHER_DESCRIPTORS
     if soft != resource.RLIM_INFINITY and soft < wanted:
         most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+        with suppress(ValueError, OSError):  # macOS says so where it does not allow as many
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _tune(model: LoadedModel) -> None:

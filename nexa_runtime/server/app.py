@@ -1,32 +1,24 @@
-"""The application and the server around it.
+"""The application.
 
-Owns the composition: routes, middleware, start and end. ``cli`` makes an ``App`` and runs a ``Server``;
-tests do the same.
+Owns the composition: routes, middleware, start and end of what they use. ``cli`` makes an ``App`` and runs it
+in a ``lifecycle.Server``; tests do the same.
 """
 
 import asyncio
-import logging
-import os
-import signal
 import socket
-import threading
-import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
-from types import FrameType
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 
-import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
-from nexa_runtime import exit_codes
 from nexa_runtime.config import ServerSettings, Settings
 from nexa_runtime.errors import ConfigError, NexaError
 from nexa_runtime.server.auth import Gate
-from nexa_runtime.server.edge import EdgeMiddleware, Listener, edge_protocol, on_loop_error
+from nexa_runtime.server.edge import EdgeMiddleware, Listener
 from nexa_runtime.server.errors import on_http_error, on_nexa_error, status_of
 from nexa_runtime.server.middleware import RequestMiddleware
 from nexa_runtime.server.routes import (
@@ -51,7 +43,6 @@ from nexa_runtime.serving.pulling import Puller
 from nexa_runtime.serving.reranking import RerankService
 from nexa_runtime.serving.text import TextService
 from nexa_runtime.store.hub import Hub
-from nexa_runtime.telemetry import get_logger
 from nexa_runtime.tenancy.setup import Tenancy
 from nexa_runtime.usage import Recorder
 
@@ -59,22 +50,6 @@ _PROBE_ID = "nexa-probe"
 """Asked for at the start, where there is no default tenant: any answer shows that limits can be read."""
 
 _WATCH_S = 5.0
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-_KEEP_ALIVE_S = 75
-"""Longer than the idle time of the usual proxies and client pools, so that they close first."""
-
-_GRACEFUL_S = 3
-"""After every request has ended, how long clients may take to read the rest."""
-
-_CUT_S = 2.0
-"""After a second signal the process ends within this time, whatever hangs."""
-
-_POLL_S = 0.05
-
-_log = get_logger("server")
-
 
 _DOCS = (
     Route("/openapi.json", docs.openapi),
@@ -198,86 +173,6 @@ def _cors(settings: ServerSettings) -> list[Middleware]:
         expose_headers=("*",),
     )
     return [options]
-
-
-class Server(uvicorn.Server):
-    """Ends in steps: what runs is finished while new requests are refused, the rest is cut, then connections
-    are closed. A second signal skips all waiting.
-    """
-
-    def __init__(self, app: App, settings: ServerSettings) -> None:
-        password = settings.tls_key_password
-        super().__init__(
-            uvicorn.Config(
-                app,
-                host=settings.host,
-                port=settings.port,
-                http=edge_protocol(settings),
-                ws="none",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                proxy_headers=False,  # whom to believe about addresses is for ``auth`` to say
-                timeout_keep_alive=_KEEP_ALIVE_S,
-                timeout_graceful_shutdown=_GRACEFUL_S,
-                ssl_certfile=settings.tls_cert,
-                ssl_keyfile=settings.tls_key,
-                ssl_keyfile_password=None if password is None else password.get_secret_value(),
-            )
-        )
-        self._app = app
-        self._drain_s = settings.drain_s
-        self.was_cut_short = False
-        """Whether a second signal has cut requests."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """As uvicorn's, but does not raise the signal again at the end: that would print a traceback. After a
-        signal the handlers stay: one that comes while the process ends is the second.
-        """
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.signal(number, self.handle_exit) for number in _SIGNALS}
-        try:
-            yield
-        finally:
-            for number, handler in before.items() if not self.should_exit else ():
-                signal.signal(number, handler)
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The first signal asks for the end, the second for one without waiting."""
-        if self.should_exit and not self.force_exit:
-            self.force_exit = True
-            logging.getLogger("uvicorn.error").disabled = True  # what it says about that is no news
-            last_resort = threading.Timer(_CUT_S, os._exit, (exit_codes.CUT_SHORT,))
-            last_resort.daemon = True
-            last_resort.start()
-        self.should_exit = True
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        asyncio.get_running_loop().set_exception_handler(on_loop_error)
-        await super().startup(sockets)
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._app.drain()
-        await self._wait_finished()
-        await self._app.dispatcher.stop()
-        await super().shutdown(sockets)
-        if self.force_exit:
-            await self.lifespan.shutdown()  # uvicorn leaves that out then, and what is recorded would be lost
-
-    async def _wait_finished(self) -> None:
-        """Until every admitted request has ended, ``NEXA_DRAIN_S`` are over, or a second signal came."""
-        deadline = time.monotonic() + self._drain_s
-        num_open = self._app.dispatcher.num_open
-        _log.info("draining", open_requests=num_open)
-        while num_open and not self.force_exit and time.monotonic() < deadline:
-            await asyncio.sleep(_POLL_S)
-            num_open = self._app.dispatcher.num_open
-        if num_open:
-            self.was_cut_short = self.force_exit
-            _log.warning("requests_cut", open_requests=num_open)
 
 
 def bind(settings: ServerSettings) -> socket.socket:

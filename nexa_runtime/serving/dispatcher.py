@@ -39,6 +39,11 @@ _NUM_PROMPT_THREADS = 4
 _NUM_COMPILE_THREADS = 4
 """Grammars have threads of their own, a tenant one at a time: what takes long keeps nobody else waiting."""
 
+_CLOSE_S = 1.0
+"""Requests have been ended by then; who was cancelled a moment ago has yet to give back what it held."""
+
+_POLL_S = 0.01
+
 
 class Dispatcher:
     """``start`` before the first request; ``drain`` lets in no more, then ``stop`` and ``close``."""
@@ -118,7 +123,10 @@ class Dispatcher:
             await run_to_end(self._engine.stop)
 
     async def close(self) -> None:
-        """After ``stop``: free the models, once no worker thread uses them any more."""
+        """After ``stop``: free the models, once no request and no worker thread uses them any more."""
+        with anyio.move_on_after(_CLOSE_S):
+            while self.num_open:  # noqa: ASYNC110 - only here does anybody wait for it
+                await anyio.sleep(_POLL_S)
         for limiter in (self._threads, self._compile_threads):
             for _ in range(int(limiter.total_tokens)):
                 await limiter.acquire_on_behalf_of(object())

@@ -41,7 +41,7 @@ def test_an_idle_server_ends_at_once() -> None:
 
 def test_what_runs_is_finished_and_nothing_new_is_taken() -> None:
     with Child(NEXA_DRAIN_S=FOREVER_S, NEXA_SLOTS=1) as child, child.client() as client:
-        with streaming(client, **LONG) as events:
+        with streaming(client, ignore_eos=True, max_tokens=300) as events:
             child.send()
             with child.client() as other:
                 assert wait_until(lambda: other.get("/readyz").status_code == 503)
@@ -59,7 +59,7 @@ def test_what_runs_is_finished_and_nothing_new_is_taken() -> None:
 
 def test_what_takes_too_long_is_cut_and_told() -> None:
     with Child(NEXA_DRAIN_S=0.3) as child, child.client() as client:
-        with streaming(client, **LONG) as events:
+        with streaming(client, **LONG, n=8) as events:
             child.send()
             *_, last = events
         assert last["error"]["code"] == "server_shutting_down"
@@ -92,7 +92,7 @@ def test_what_waits_has_its_turn_while_there_is_time(
 
 def test_a_second_signal_ends_it_now() -> None:
     with Child(NEXA_DRAIN_S=FOREVER_S) as child, child.client() as client:
-        with streaming(client, **LONG) as events:
+        with streaming(client, **LONG, n=8) as events:
             child.send()
             with child.client() as other:
                 assert wait_until(lambda: other.get("/readyz").status_code == 503)
@@ -103,6 +103,7 @@ def test_a_second_signal_ends_it_now() -> None:
             except httpx.TransportError:
                 last = None
         assert last is None or last["error"]["code"] == "server_shutting_down"
+        assert '"outcome": "server_shutting_down"' in child.talk
         assert "Traceback" not in child.talk
 
 
@@ -120,3 +121,20 @@ def test_a_server_that_loads_its_model_ends_at_once() -> None:
         assert child.end() == exit_codes.TERMINATED
         assert "Traceback" not in child.talk
         assert "Nexa Runtime serves" not in child.talk
+
+
+@pytest.mark.parametrize(("drain_s", "code"), [(0, "server_shutting_down"), (FOREVER_S, None)])
+def test_an_embedding_is_finished_or_told(make_server: Any, drain_s: float, code: str | None) -> None:
+    server = make_server(NEXA_DRAIN_S=drain_s)
+    inputs = ["What is the capital of France? " * 10] * 64
+
+    def ask() -> httpx.Response:
+        return httpx.post(f"{server.url}/v1/embeddings", json={"input": inputs}, timeout=60)
+
+    with ThreadPoolExecutor(1) as clients:
+        answer = clients.submit(ask)
+        assert wait_until(lambda: server.app.dispatcher.num_open == 1)
+        server.stop()
+        body = answer.result().json()
+    assert body.get("error", {}).get("code") == code
+    assert code is not None or len(body["data"]) == len(inputs)
