@@ -7,6 +7,8 @@ map classes to those, once.
     NexaError
     ├── ConfigError                  a setting is missing or out of range
     ├── ClientError                  a running server could not be asked, or refused (for commands)
+    ├── UsageDatabaseError           the database of usage records is away, or does not take them
+    │   └── RecordsRefusedError      it is there, and refuses these records
     ├── StoreError                   the model store or the way into it
     │   ├── UsageError               a command was given what it cannot take
     │   ├── NotFoundError            no such model, repository, revision or file
@@ -18,6 +20,7 @@ map classes to those, once.
     ├── ModelFileError               a model file is absent, damaged or does not fit
     ├── LlamaGuardError              a call that would have killed the process was refused
     ├── SourceUnavailableError       the source of limits gives no word
+    ├── DiscoveryError               etcd could not be asked, or refused (for the log)
     ├── TenantConfigError            a tenant's limits cannot be told
     │   ├── TenantConfigInvalidError
     │   └── TenantConfigUnavailableError
@@ -83,6 +86,20 @@ class ClientError(NexaError):
         self.url = url
         self.reason = reason
         super().__init__(f"{url} {reason}")
+
+
+class UsageDatabaseError(NexaError):
+    """The database of usage records is away, or not as it must be. ``reason`` never holds the password."""
+
+    code = "usage_database"
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(f"The usage database cannot be used: {reason}")
+
+
+class RecordsRefusedError(UsageDatabaseError):
+    """The database works, and does not take at least one of these records."""
 
 
 class StoreError(NexaError):
@@ -169,6 +186,10 @@ class SourceUnavailableError(NexaError):
     def __init__(self, reason: str) -> None:
         self.reason = reason
         super().__init__(f"the limits cannot be read: {reason}")
+
+
+class DiscoveryError(NexaError):
+    """The server could not be registered, or its registration not be kept; serving goes on."""
 
 
 class TenantConfigError(NexaError):

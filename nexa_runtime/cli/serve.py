@@ -5,7 +5,9 @@ Owns the order of the start: the port first (it fails at once), then the model, 
 
 import asyncio
 import gc
+import os
 import resource
+import signal
 import sys
 from contextlib import suppress
 
@@ -16,10 +18,12 @@ from nexa_runtime.cli.loading import load_pool
 from nexa_runtime.config import Settings
 from nexa_runtime.server.app import App, bind
 from nexa_runtime.server.auth import check_exposure, check_origins
+from nexa_runtime.server.discovery import base_url
 from nexa_runtime.server.lifecycle import Server
 from nexa_runtime.server.tls import check_tls
 from nexa_runtime.serving.loaded import LoadedModel
 from nexa_runtime.serving.pool import ModelPool
+from nexa_runtime.telemetry import log_crashes, stderr_behind
 from nexa_runtime.tenancy.setup import open_tenancy
 
 _GPU_SWITCH_INTERVAL_S = 2e-4
@@ -31,11 +35,17 @@ _OTHER_DESCRIPTORS = 256
 """Models, the store, tenants' limits, the connections that are told that there are too many."""
 
 
+@stderr_behind()
 def serve(settings: Settings) -> None:
     """Serve until SIGINT or SIGTERM. Raises ``NexaError`` when the server cannot start."""
+    log_crashes()
+    if not os.isatty(0):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to reload; see ``reload``
     check_exposure(settings.server.host, settings.access)
     check_origins(settings.server.cors_origins, settings.access)
     check_tls(settings.server)
+    if settings.discovery.etcd_url is not None:
+        base_url(settings.server, settings.discovery)
     tenancy = open_tenancy(settings.tenancy, settings.vault)
     _allow_descriptors(settings.server.max_connections)
     listener = bind(settings.server)

@@ -18,9 +18,13 @@ from starlette.routing import Route
 from nexa_runtime.config import ServerSettings, Settings
 from nexa_runtime.errors import ConfigError, NexaError
 from nexa_runtime.server.auth import Gate
+from nexa_runtime.server.discovery import Registration
 from nexa_runtime.server.edge import EdgeMiddleware, Listener
 from nexa_runtime.server.errors import on_http_error, on_nexa_error, status_of
+from nexa_runtime.server.metadata import About
 from nexa_runtime.server.middleware import RequestMiddleware
+from nexa_runtime.server.readiness import Readiness
+from nexa_runtime.server.reload import Reloader
 from nexa_runtime.server.routes import (
     admin,
     docs,
@@ -28,6 +32,7 @@ from nexa_runtime.server.routes import (
     generate,
     health,
     messages,
+    metadata,
     models,
     ollama,
     rerank,
@@ -35,6 +40,7 @@ from nexa_runtime.server.routes import (
     text,
 )
 from nexa_runtime.server.services import Services, State
+from nexa_runtime.server.watchdog import Watchdog
 from nexa_runtime.serving.dispatcher import Dispatcher
 from nexa_runtime.serving.embedding import EmbeddingService
 from nexa_runtime.serving.generation_service import GenerationService
@@ -43,8 +49,10 @@ from nexa_runtime.serving.pulling import Puller
 from nexa_runtime.serving.reranking import RerankService
 from nexa_runtime.serving.text import TextService
 from nexa_runtime.store.hub import Hub
+from nexa_runtime.store.store import state_dir
 from nexa_runtime.tenancy.setup import Tenancy
 from nexa_runtime.usage import Recorder
+from nexa_runtime.usage.database import open_database_sink
 
 _PROBE_ID = "nexa-probe"
 """Asked for at the start, where there is no default tenant: any answer shows that limits can be read."""
@@ -63,12 +71,15 @@ class App(Starlette):
     """The ASGI application. ``drain``, and then ``dispatcher``'s end, come before connections are closed."""
 
     def __init__(self, pool: ModelPool, tenancy: Tenancy, settings: Settings) -> None:
-        self.recorder = Recorder()
+        database = open_database_sink(settings.usage_database, state_dir(settings.store) / "usage-spool")
+        self.recorder = Recorder([sink for sink in (database,) if sink is not None])
         self.dispatcher = Dispatcher(
             pool, settings.serving, slots=settings.engine.slots, recorder=self.recorder, status_of=status_of
         )
         self.puller = Puller(pool.library.store, pool.library.catalog, Hub(settings.store))
+        self.reloader = Reloader(pool.library, self.puller, tenancy.directory, settings)
         self._tenancy = tenancy
+        self._watchdog = Watchdog(settings.health.step_limit_s)
         gate = Gate(settings.access, tenancy)
         self._services = Services(
             gate,
@@ -80,7 +91,15 @@ class App(Starlette):
             settings.server,
             RerankService(self.dispatcher),
             TextService(self.dispatcher),
+            Readiness(self.dispatcher, tenancy.directory, self._watchdog),
+            About(pool, settings, is_open=gate.is_open),
         )
+        self._registration = None
+        if settings.discovery.etcd_url is not None:
+            services = self._services
+            self._registration = Registration(
+                settings.server, settings.discovery, services.readiness, services.about.summary
+            )
         super().__init__(
             routes=[
                 Route("/v1/chat/completions", generate.chat_completions, methods=["POST"]),
@@ -100,6 +119,7 @@ class App(Starlette):
                 Route("/api/version", ollama.version),
                 Route("/api/tags", ollama.tags),
                 Route("/api/show", ollama.show, methods=["POST"]),
+                Route("/v1/metadata", metadata.metadata),
                 Route("/v1/models", models.list_models),
                 Route("/v1/models/{name:path}", models.get_model),
                 Route("/admin/models", admin.list_models),
@@ -133,6 +153,10 @@ class App(Starlette):
         directory.on_change(self.dispatcher.update_tenant)
         self.recorder.start()
         self.dispatcher.start()
+        self._watchdog.start(self.dispatcher.engine)
+        if self._registration is not None:
+            self._registration.start()
+        self.reloader.start()
         tasks = [
             asyncio.create_task(directory.wait_answered(self._tenancy.default_id or _PROBE_ID)),
             asyncio.create_task(self._watch_limits()),
@@ -140,12 +164,16 @@ class App(Starlette):
         try:
             yield {"services": self._services}
         finally:
+            self.reloader.stop()
             for task in tasks:
                 task.cancel()
+            if self._registration is not None:
+                await self._registration.close()
             await self.dispatcher.stop()
             await self.dispatcher.close()
             await self.recorder.close()
             await directory.close()
+            self._watchdog.stop()
 
     def drain(self) -> None:
         """Take nothing new. Requests go on; pulls end, for what came is kept."""

@@ -9,6 +9,8 @@ from starlette.requests import Request
 from nexa_runtime.config import ServerSettings
 from nexa_runtime.server.auth import Gate
 from nexa_runtime.server.body import read_json_object
+from nexa_runtime.server.metadata import About
+from nexa_runtime.server.readiness import Readiness
 from nexa_runtime.serving.call import Call
 from nexa_runtime.serving.dispatcher import Dispatcher
 from nexa_runtime.serving.embedding import EmbeddingService
@@ -16,7 +18,7 @@ from nexa_runtime.serving.generation_service import GenerationService
 from nexa_runtime.serving.pulling import Puller
 from nexa_runtime.serving.reranking import RerankService
 from nexa_runtime.serving.text import TextService
-from nexa_runtime.telemetry import bind_tenant
+from nexa_runtime.telemetry import bind_caller
 from nexa_runtime.tenancy.admission import RateState
 from nexa_runtime.tenancy.setup import Tenancy
 from nexa_runtime.tenancy.tenant import Tenant
@@ -35,6 +37,8 @@ class Services:
     settings: ServerSettings
     reranking: RerankService
     text: TextService
+    readiness: Readiness
+    about: About
 
 
 class State(TypedDict):
@@ -54,7 +58,7 @@ async def tenant_of(request: Request) -> Tenant:
     Raises as ``Gate.tenant``.
     """
     tenant = await services(request).gate.tenant(request)
-    bind_tenant(tenant.id)
+    bind_caller(tenant.id, request.state.key_id)
     admission = services(request).dispatcher.admission
     request.state.answer_headers = lambda: _rate_headers(admission.rates(tenant))
     return tenant
@@ -66,6 +70,7 @@ async def tenant_and_body(request: Request) -> tuple[Tenant, dict[str, object]]:
     """
     tenant = await tenant_of(request)
     body = await read_json_object(request, services(request).settings)
+    request.state.model = body.get("model")
     return await services(request).tenancy.directory.resolve(tenant.id), body
 
 
@@ -74,6 +79,7 @@ def call_of(request: Request) -> Call:
     return Call(
         request_id=request.state.request_id,
         endpoint=request.url.path,
+        key_id=request.state.key_id,
         is_patient=request.headers.get("x-nexa-wait") != "0",
     )
 

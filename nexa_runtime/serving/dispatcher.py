@@ -79,20 +79,20 @@ class Dispatcher:
         self._prepare_turns: dict[str, anyio.Lock] = {}
 
     @property
-    def is_ready(self) -> bool:
-        """Whether requests are taken and the default model answers."""
-        return self.unready_reason is None
+    def is_running(self) -> bool:
+        """Whether the engine thread lives."""
+        return self._engine is not None and self._engine.is_alive
 
     @property
-    def unready_reason(self) -> str | None:
-        """Why not, in one sentence."""
-        if self.is_draining:
-            return "The server is about to end."
-        if self._engine is None or not self._engine.is_alive:
-            return "The engine does not run."
-        if self._unready:
-            return "The default model is being prepared."
-        return self.pool.default_problem
+    def is_preparing(self) -> bool:
+        """Whether public prefixes are still computed."""
+        return bool(self._unready)
+
+    @property
+    def engine(self) -> Engine:
+        """The engine, after ``start``."""
+        assert self._engine is not None
+        return self._engine
 
     @property
     def num_open(self) -> int:

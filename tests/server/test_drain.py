@@ -45,7 +45,7 @@ def test_what_runs_is_finished_and_nothing_new_is_taken() -> None:
             child.send()
             with child.client() as other:
                 assert wait_until(lambda: other.get("/readyz").status_code == 503)
-                assert "about to end" in other.get("/readyz").json()["reason"]
+                assert "draining" in [one["code"] for one in other.get("/readyz").json()["reasons"]]
                 assert other.get("/health").status_code == 200
                 refused = other.post("/v1/chat/completions", json=body())
             *_, last = events
