@@ -65,7 +65,7 @@ def test_what_takes_too_long_is_cut_and_told() -> None:
         assert last["error"]["code"] == "server_shutting_down"
         assert last["error"]["type"] == "server_error"
         assert child.end() == exit_codes.DONE
-        assert '"outcome": "server_shutting_down"' in child.talk
+        assert '"outcome":"server_shutting_down"' in child.talk
         assert "Traceback" not in child.talk
 
 
@@ -103,7 +103,7 @@ def test_a_second_signal_ends_it_now() -> None:
             except httpx.TransportError:
                 last = None
         assert last is None or last["error"]["code"] == "server_shutting_down"
-        assert '"outcome": "server_shutting_down"' in child.talk
+        assert '"outcome":"server_shutting_down"' in child.talk
         assert "Traceback" not in child.talk
 
 
