@@ -219,7 +219,7 @@ class EdgeProtocol(H11Protocol):
     def _refuse(self, error: NexaError) -> None:
         """Answer without a request, as far as an answer is still possible, and end the connection."""
         if not self.transport.is_closing() and not (self._is_answering and self.cycle.response_started):
-            response = error_response(error, {"path": ""})
+            response = error_response(error, {"path": "", "state": {}})
             phrase = http.HTTPStatus(response.status_code).phrase
             head = [
                 f"HTTP/1.1 {response.status_code} {phrase}".encode(),
