@@ -41,6 +41,7 @@ map classes to those, once.
     │   ├── ResponseNotFoundError
     │   ├── ModelKindError
     │   ├── BodyTooLargeError
+    │   ├── HeaderTimeoutError
     │   └── BodyTimeoutError
     ├── TenantLimitError             the tenant has used what it may
     │   ├── RequestRateError
@@ -52,7 +53,9 @@ map classes to those, once.
     │   ├── ModelLoadingError
     │   ├── ModelLoadFailedError
     │   ├── ModelMemoryError
-    │   └── ShuttingDownError
+    │   ├── ConnectionLimitError
+    │   ├── DrainingError           it takes nothing new: it is about to end
+    │   └── ShuttingDownError       it ends, and this was not finished
     ├── ClientDisconnectedError      nobody is listening any more
     ├── RequestTimeoutError          the request took longer than it may
     └── DecodeError                  llama.cpp could not compute this sequence
@@ -404,6 +407,16 @@ class BodyTooLargeError(RequestError):
         super().__init__(f"The request body is larger than {max_bytes} bytes.")
 
 
+class HeaderTimeoutError(RequestError):
+    """The head of a request did not arrive in time."""
+
+    code = "header_timeout"
+
+    def __init__(self, timeout_s: float) -> None:
+        self.timeout_s = timeout_s
+        super().__init__(f"The request's headers did not arrive within {timeout_s:g} seconds.")
+
+
 class BodyTimeoutError(RequestError):
     """A request body did not arrive in time."""
 
@@ -538,13 +551,32 @@ class ModelMemoryError(BoxBusyError):
         )
 
 
-class ShuttingDownError(BoxBusyError):
-    """The engine stops; what was running cannot be finished here."""
+class ConnectionLimitError(BoxBusyError):
+    """As many connections are open as may be."""
+
+    code = "overloaded"
+
+    def __init__(self, max_connections: int) -> None:
+        self.max_connections = max_connections
+        super().__init__(f"The server is full: it has {max_connections} connections open.", 1.0)
+
+
+class DrainingError(BoxBusyError):
+    """The server finishes what it has, and takes nothing new."""
 
     code = "draining"
 
     def __init__(self) -> None:
-        super().__init__("The server is shutting down.", 5.0)
+        super().__init__("The server is about to end and takes no new requests.", 5.0)
+
+
+class ShuttingDownError(BoxBusyError):
+    """The server ends, and what was running cannot be finished here."""
+
+    code = "server_shutting_down"
+
+    def __init__(self) -> None:
+        super().__init__("The server has ended before the request was finished.", 5.0)
 
 
 class RequestTimeoutError(NexaError):

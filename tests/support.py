@@ -18,7 +18,8 @@ from nexa_runtime.config import Settings, load_settings
 from nexa_runtime.engine.generation_lane import StepCounts
 from nexa_runtime.engine.model_engine import ModelEngine
 from nexa_runtime.llama import Context, ContextParams, DecodeStatus, Model
-from nexa_runtime.server.app import App, Server, bind, bind_metrics
+from nexa_runtime.server.app import App, bind, bind_metrics
+from nexa_runtime.server.lifecycle import Server
 from nexa_runtime.serving.library import DEMO_PATH
 from nexa_runtime.serving.loaded import LoadedModel
 from nexa_runtime.serving.loading import open_pool
@@ -29,8 +30,8 @@ NEAR_TIE = 0.05
 
 
 def free_settings(**overrides: object) -> Settings:
-    """The default settings on any free port."""
-    return load_settings({"NEXA_PORT": 0, **overrides})
+    """The default settings on any free port; at the end requests are cut at once."""
+    return load_settings({"NEXA_PORT": 0, "NEXA_DRAIN_S": 0, **overrides})
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float = 20.0) -> bool:

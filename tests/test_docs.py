@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import nexa_runtime
-from nexa_runtime import errors
+from nexa_runtime import errors, exit_codes
 from nexa_runtime.cli.main import app
 from nexa_runtime.config import SLICES, env_names
 from nexa_runtime.server.app import App
@@ -46,6 +46,12 @@ def test_every_error_code_is_documented() -> None:
     }  # fmt: skip
     codes = {cls.code for cls in subclasses(errors.NexaError)} - hidden
     assert {code for code in codes if f"`{code}`" not in README} == set()
+
+
+def test_every_exit_code_is_documented() -> None:
+    codes = {str(code) for name, code in vars(exit_codes).items() if name.isupper()}
+    rows = re.findall(r"^\| ([0-9, ]+) \| ", README.partition("| exit code |")[2].partition("\n\n")[0], re.M)
+    assert {code for row in rows for code in row.split(", ")} == codes
 
 
 def test_every_command_is_documented() -> None:

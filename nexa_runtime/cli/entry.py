@@ -3,15 +3,16 @@
 Imports the rest only inside ``main``, so that Ctrl-C is quiet from the first moment. An error is one sentence
 on stderr, or with ``--json`` one document on stdout.
 
-Exit codes: 0 done, 1 it could not be done, 2 wrong usage, 3 not found, 4 gated or not authorised, 5 no space,
-6 damaged or not to be served, 7 network or hub (what came is kept: try again), 130 interrupted.
+SIGTERM has a handler from the first moment too: the first process of a container would ignore it without.
 """
 
 import os
+import signal
 import sys
 from contextlib import suppress
+from types import FrameType
 
-_INTERRUPTED = 130
+from nexa_runtime import exit_codes
 
 
 def main() -> None:
@@ -19,10 +20,11 @@ def main() -> None:
     # A closed standard stream is None here; the null device takes its place.
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         sys.exit(_run())
     except KeyboardInterrupt:
-        sys.exit(_INTERRUPTED)
+        sys.exit(exit_codes.INTERRUPTED)
 
 
 def exit_code(error: Exception) -> int:
@@ -30,15 +32,20 @@ def exit_code(error: Exception) -> int:
     from nexa_runtime import errors
 
     codes = {
-        errors.UsageError: 2,
-        errors.NotFoundError: 3,
-        errors.HubAccessError: 4,
-        errors.NoSpaceError: 5,
-        errors.IntegrityError: 6,
-        errors.ModelFileError: 6,
-        errors.HubUnavailableError: 7,
+        errors.UsageError: exit_codes.USAGE,
+        errors.NotFoundError: exit_codes.NOT_FOUND,
+        errors.HubAccessError: exit_codes.NOT_AUTHORISED,
+        errors.NoSpaceError: exit_codes.NO_SPACE,
+        errors.IntegrityError: exit_codes.DAMAGED,
+        errors.ModelFileError: exit_codes.DAMAGED,
+        errors.HubUnavailableError: exit_codes.NETWORK,
     }
-    return next((code for cls, code in codes.items() if isinstance(error, cls)), 1)
+    return next((code for cls, code in codes.items() if isinstance(error, cls)), exit_codes.FAILED)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    """At once, as without a handler: what is on disk is whole at any moment, and no import swallows it."""
+    os._exit(exit_codes.TERMINATED)
 
 
 def _run() -> int:
@@ -51,7 +58,7 @@ def _run() -> int:
         return _report(error.code, _sentence(error), exit_code(error), as_json=as_json)
     except KeyboardInterrupt:
         if as_json:
-            _report("interrupted", "Interrupted.", _INTERRUPTED, as_json=True)
+            _report("interrupted", "Interrupted.", exit_codes.INTERRUPTED, as_json=True)
         raise
     except OSError as error:
         return _end_of_output(error, as_json=as_json)
@@ -61,7 +68,7 @@ def _run_for_person() -> int:
     from nexa_runtime.cli.main import app
 
     app()
-    return 0
+    return exit_codes.DONE
 
 
 def _run_for_program() -> int:
@@ -75,10 +82,10 @@ def _run_for_program() -> int:
         code = app(standalone_mode=False)
     except usage_error as error:
         sentence = getattr(error, "format_message", error.__str__)()
-        return _report("usage", sentence, 2, as_json=True)
-    if code == _INTERRUPTED:
+        return _report("usage", sentence, exit_codes.USAGE, as_json=True)
+    if code == exit_codes.INTERRUPTED:
         raise KeyboardInterrupt
-    return code if isinstance(code, int) else 0
+    return code if isinstance(code, int) else exit_codes.DONE
 
 
 def _wants_json(arguments: list[str]) -> bool:
@@ -94,10 +101,12 @@ def _end_of_output(error: OSError, *, as_json: bool) -> int:
         sentence = f"{error.filename}: {sentence}"
     if as_json and not isinstance(error, BrokenPipeError):
         with suppress(OSError):
-            return _report("os_error", sentence, 1, as_json=True)
+            return _report("os_error", sentence, exit_codes.FAILED, as_json=True)
     # Where that is standard output itself, Python would complain again when it flushes it at exit.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 1 if isinstance(error, BrokenPipeError) else _report("os_error", sentence, 1, as_json=False)
+    if isinstance(error, BrokenPipeError):
+        return exit_codes.FAILED
+    return _report("os_error", sentence, exit_codes.FAILED, as_json=False)
 
 
 def _sentence(error: Exception) -> str:

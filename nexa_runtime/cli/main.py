@@ -45,6 +45,8 @@ NamesFlag = Annotated[
 ]
 HostFlag = Annotated[str | None, _option(ServerSettings, "host", "--host")]
 PortFlag = Annotated[str | None, _option(ServerSettings, "port", "--port")]
+TlsCertFlag = Annotated[str | None, _option(ServerSettings, "tls_cert", "--tls-cert")]
+TlsKeyFlag = Annotated[str | None, _option(ServerSettings, "tls_key", "--tls-key")]
 CtxSizeFlag = Annotated[str | None, _option(EngineSettings, "ctx_size", "--ctx-size")]
 SlotsFlag = Annotated[str | None, _option(EngineSettings, "slots", "--slots")]
 ThreadsFlag = Annotated[str | None, _option(EngineSettings, "threads", "--threads")]
@@ -69,6 +71,8 @@ def serve(
     step_tokens: StepTokensFlag = None,
     kv: KvFlag = None,
     gpu_layers: GpuLayersFlag = None,
+    tls_cert: TlsCertFlag = None,
+    tls_key: TlsKeyFlag = None,
 ) -> None:
     """Serve a model over HTTP, as OpenAI does; without arguments the bundled demo model."""
     settings = _settings(
@@ -82,6 +86,8 @@ def serve(
         NEXA_STEP_TOKENS=step_tokens,
         NEXA_KV=kv,
         NEXA_GPU_LAYERS=gpu_layers,
+        NEXA_TLS_CERT=tls_cert,
+        NEXA_TLS_KEY=tls_key,
     )
     from nexa_runtime.cli import serve as command
 

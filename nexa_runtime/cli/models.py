@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from nexa_runtime import exit_codes
 from nexa_runtime.cli import output as words
 from nexa_runtime.cli.client import NobodyError
 from nexa_runtime.cli.output import Bars, Document, Output
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
 _MAX_LINE = 120
 _MAX_NAMES = 10
 _DEFAULT_CONTEXT = 4096
-_DAMAGED = 6
 
 
 # Into the store.
@@ -217,10 +217,10 @@ def verify(settings: Settings, output: Output, names: Sequence[str]) -> None:
     lines = [words.clean(f"{name}: {' '.join(found[name]) or 'good'}") for name in found]
     if damaged:
         sentence = f"Damaged: {', '.join(damaged)}. Pull or import again what is damaged."
-        document = {**document, **words.error_document(IntegrityError.code, sentence, _DAMAGED)}
+        document = {**document, **words.error_document(IntegrityError.code, sentence, exit_codes.DAMAGED)}
     output.result(document, "\n".join(lines), damaged)
     if damaged:
-        raise typer.Exit(_DAMAGED)
+        raise typer.Exit(exit_codes.DAMAGED)
 
 
 def _show_hashed(bars: Bars, record: ModelRecord, done_bytes: int) -> None:

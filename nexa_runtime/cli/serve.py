@@ -6,17 +6,21 @@ Owns the order of the start: the port first (it fails at once), then the model, 
 import asyncio
 import gc
 import os
+import resource
 import signal
 import sys
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 
 import typer
 
+from nexa_runtime import exit_codes
 from nexa_runtime.cli.loading import load_pool
 from nexa_runtime.config import Settings
-from nexa_runtime.server.app import App, Server, bind, bind_metrics
-from nexa_runtime.server.auth import check_exposure
+from nexa_runtime.server.app import App, bind, bind_metrics
+from nexa_runtime.server.auth import check_exposure, check_origins
 from nexa_runtime.server.discovery import base_url
+from nexa_runtime.server.lifecycle import Server
+from nexa_runtime.server.tls import check_tls
 from nexa_runtime.serving.loaded import LoadedModel
 from nexa_runtime.serving.pool import ModelPool
 from nexa_runtime.telemetry import log_crashes, stderr_behind
@@ -28,6 +32,9 @@ _GPU_SWITCH_INTERVAL_S = 2e-4
 that is right: with eight clients on a 0.5B model, 75 tokens/s at 5 ms and 63 at 0.2 ms (two cores).
 """
 
+_OTHER_DESCRIPTORS = 256
+"""Models, the store, tenants' limits, the connections that are told that there are too many."""
+
 
 @stderr_behind()
 def serve(settings: Settings) -> None:
@@ -36,10 +43,13 @@ def serve(settings: Settings) -> None:
     if not os.isatty(0):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to reload; see ``reload``
     check_exposure(settings.server.host, settings.access)
+    check_origins(settings.server.cors_origins, settings.access)
+    check_tls(settings.server)
     if settings.discovery.etcd_url is not None:
         base_url(settings.server, settings.discovery)
     check_request_log(settings.usage)
     tenancy = open_tenancy(settings.tenancy, settings.vault)
+    _allow_descriptors(settings.server.max_connections)
     with (
         bind(settings.server) as listener,
         bind_metrics(settings.server, settings.metrics) or nullcontext() as metrics_listener,
@@ -47,9 +57,22 @@ def serve(settings: Settings) -> None:
         pool = load_pool(settings)
         pool.on_load(_tune)
         app = App(pool, tenancy, settings, metrics_listener)
-        _greet(pool, *listener.getsockname()[:2])
+        _greet(pool, settings, *listener.getsockname()[:2])
         gc.freeze()  # modules and models stay: looking at them again holds every stream for 60 ms at a time
-        asyncio.run(Server(app, settings.server).serve(sockets=[listener]))
+        server = Server(app, settings.server)
+        asyncio.run(server.serve(sockets=[listener]))
+    if server.was_cut_short:
+        raise typer.Exit(exit_codes.CUT_SHORT)
+
+
+def _allow_descriptors(max_connections: int) -> None:
+    """Raise the process's own limit where it is too low for its connections, as far as it may be raised."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = max_connections + _OTHER_DESCRIPTORS
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        with suppress(ValueError, OSError):  # macOS says so where it does not allow as many
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _tune(model: LoadedModel) -> None:
@@ -57,10 +80,10 @@ def _tune(model: LoadedModel) -> None:
         sys.setswitchinterval(_GPU_SWITCH_INTERVAL_S)
 
 
-def _greet(pool: ModelPool, host: str, port: int) -> None:
+def _greet(pool: ModelPool, settings: Settings, host: str, port: int) -> None:
     reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     shown = f"[{reachable}]" if ":" in reachable else reachable
-    url = f"http://{shown}:{port}"
+    url = f"{'https' if settings.server.tls_cert else 'http'}://{shown}:{port}"
     if (problem := pool.default_problem) is not None:
         typer.echo(f"{problem}\n", err=True)
     typer.echo(

@@ -48,10 +48,13 @@ DigestList = tuple[Annotated[str, StringConstraints(pattern="^[0-9a-fA-F]{64}$")
 Digests = Annotated[DigestList, NoDecode, BeforeValidator(_split)]
 NetworkList = tuple[IPv4Network | IPv6Network, ...]
 Networks = Annotated[NetworkList, NoDecode, BeforeValidator(_split)]
+OriginList = tuple[Annotated[str, StringConstraints(pattern=r"^(\*|[a-z][a-z0-9+.-]*://[^/*\s]+)$")], ...]
+Origins = Annotated[OriginList, NoDecode, BeforeValidator(_split)]
 
 LISTS: dict[object, str] = {
     DigestList: "digests of 64 hex digits, with commas",
     NetworkList: "networks like 10.0.0.0/8, with commas",
+    OriginList: "origins like https://chat.example (no slash behind it), with commas, or *",
 }
 
 

@@ -2,7 +2,7 @@
 
 from pydantic import AliasChoices, Field, SecretStr
 
-from nexa_runtime.config.base import Digests, Networks, Slice
+from nexa_runtime.config.base import Digests, Networks, Origins, Slice
 
 
 class ServerSettings(Slice):
@@ -31,6 +31,52 @@ class ServerSettings(Slice):
         gt=0,
         le=3600,
         description="seconds in which a request body must arrive",
+    )
+    header_timeout_s: float = Field(
+        10,
+        validation_alias="NEXA_HEADER_TIMEOUT_S",
+        gt=0,
+        le=3600,
+        description="seconds in which a new connection must send the head of a request",
+    )
+    send_timeout_s: float = Field(
+        60,
+        validation_alias="NEXA_SEND_TIMEOUT_S",
+        gt=0,
+        le=3600,
+        description="seconds after which a client that takes less than 1 KiB/s of its answer is dropped",
+    )
+    max_connections: int = Field(
+        1000,
+        validation_alias="NEXA_MAX_CONNECTIONS",
+        ge=1,
+        le=100_000,
+        description="connections that may be open; requests on further ones get 503",
+    )
+    drain_s: float = Field(
+        25,
+        validation_alias="NEXA_DRAIN_S",
+        ge=0,
+        le=86_400,
+        description="seconds that running requests have to finish once the server is told to end",
+    )
+    cors_origins: Origins = Field(
+        (),
+        validation_alias="NEXA_CORS_ORIGINS",
+        description="origins whose web pages may read the answers, with commas, or *; unset: none",
+    )
+    tls_cert: str | None = Field(
+        None,
+        validation_alias="NEXA_TLS_CERT",
+        description="file with the certificate chain in PEM; HTTPS is served then",
+    )
+    tls_key: str | None = Field(
+        None,
+        validation_alias="NEXA_TLS_KEY",
+        description="file with its private key in PEM; unset: it is in the certificate's file",
+    )
+    tls_key_password: SecretStr | None = Field(
+        None, validation_alias="NEXA_TLS_KEY_PASSWORD", description="password of that key"
     )
 
 

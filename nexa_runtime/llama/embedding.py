@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from nexa_runtime.errors import DecodeError, LlamaGuardError, ModelFileError
-from nexa_runtime.llama.context import Batch, add_abort_flag
+from nexa_runtime.errors import DecodeError, LlamaGuardError, ModelFileError, ShuttingDownError
+from nexa_runtime.llama.context import Batch, DecodeStatus, add_abort_flag
 from nexa_runtime.llama.lib import C, recent_errors
 from nexa_runtime.llama.model import Model
 from nexa_runtime.llama.vocab import Tokens
@@ -89,7 +89,8 @@ class EmbeddingContext:
         """Vectors of length 1, float32 of shape (inputs, size); a reranker's scores are as it gives them.
         Blocks, off the GIL.
 
-        Raises ``LlamaGuardError`` for what does not fit one call, ``DecodeError`` when llama.cpp fails.
+        Raises ``LlamaGuardError`` for what does not fit one call, ``DecodeError`` when llama.cpp fails,
+        ``ShuttingDownError`` after ``request_abort``.
         """
         if not 0 < len(inputs) <= self._max_inputs:
             raise LlamaGuardError(f"{len(inputs)} inputs in a call of at most {self._max_inputs}")
@@ -101,6 +102,8 @@ class EmbeddingContext:
         if self._memory:
             C.llama_memory_clear(self._memory, False)
         if code := C.llama_decode(self.pointer, batch.raw):
+            if code == DecodeStatus.ABORTED.value:
+                raise ShuttingDownError
             raise DecodeError(f"llama.cpp returned {code} for an embedding")
         vectors = np.empty((len(inputs), self.size), dtype=np.float32)
         for sequence_id in range(len(inputs)):

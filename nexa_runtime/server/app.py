@@ -1,28 +1,25 @@
-"""The application and the server around it.
+"""The application.
 
-Owns the composition: routes, middleware, start and end. ``cli`` makes an ``App`` and runs a ``Server``;
-tests do the same.
+Owns the composition: routes, middleware, start and end of what they use. ``cli`` makes an ``App`` and runs it
+in a ``lifecycle.Server``; tests do the same.
 """
 
 import asyncio
-import logging
-import signal
 import socket
-import threading
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
-from types import FrameType
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 
-import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
 from nexa_runtime.config import MetricsSettings, ServerSettings, Settings
 from nexa_runtime.errors import ConfigError, NexaError
 from nexa_runtime.server.auth import Gate
 from nexa_runtime.server.discovery import Registration
+from nexa_runtime.server.edge import EdgeMiddleware, Listener
 from nexa_runtime.server.errors import on_http_error, on_nexa_error, status_of
 from nexa_runtime.server.metadata import About
 from nexa_runtime.server.metrics import Metrics
@@ -67,15 +64,6 @@ _PROBE_ID = "nexa-probe"
 
 _WATCH_S = 5.0
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-_KEEP_ALIVE_S = 75
-"""Longer than the idle time of the usual proxies and client pools, so that they close first."""
-
-_GRACEFUL_S = 10
-"""After the engine has ended every stream, how long clients may take to read the rest."""
-
-
 _DOCS = (
     Route("/openapi.json", docs.openapi),
     Route("/docs", docs.docs),
@@ -85,7 +73,7 @@ _DOCS = (
 
 
 class App(Starlette):
-    """The ASGI application. ``dispatcher`` and ``puller`` are ended before connections are closed."""
+    """The ASGI application. ``drain``, and then ``dispatcher``'s end, come before connections are closed."""
 
     def __init__(
         self,
@@ -166,7 +154,15 @@ class App(Starlette):
                 Route("/metrics", metrics.metrics),
                 *(_DOCS if gate.is_open else ()),
             ],
-            middleware=[Middleware(RequestMiddleware, on_end=self.metrics.note_answer)],
+            middleware=[
+                *_cors(settings.server),
+                Middleware(RequestMiddleware, on_end=self.metrics.note_answer),
+                Middleware(
+                    EdgeMiddleware,
+                    max_connections=settings.server.max_connections,
+                    is_draining=lambda: self.dispatcher.is_draining,
+                ),
+            ],
             exception_handlers={NexaError: on_nexa_error, HTTPException: on_http_error},
             lifespan=self._lifespan,
         )
@@ -202,6 +198,11 @@ class App(Starlette):
             await directory.close()
             self._watchdog.stop()
 
+    def drain(self) -> None:
+        """Take nothing new. Requests go on; pulls end, for what came is kept."""
+        self.dispatcher.drain()
+        self.puller.stop()
+
     async def _watch_limits(self) -> None:
         """Look at the limits of tenants that have something running: a change must not wait for a request."""
         while True:
@@ -211,48 +212,18 @@ class App(Starlette):
                     await self._tenancy.directory.resolve(tenant_id)
 
 
-class Server(uvicorn.Server):
-    """Ends generations and pulls before it waits for connections, so that each stream says why it ends."""
-
-    def __init__(self, app: App, settings: ServerSettings) -> None:
-        super().__init__(
-            uvicorn.Config(
-                app,
-                host=settings.host,
-                port=settings.port,
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                proxy_headers=False,  # whom to believe about addresses is for ``auth`` to say
-                timeout_keep_alive=_KEEP_ALIVE_S,
-                timeout_graceful_shutdown=_GRACEFUL_S,
-            )
-        )
-        self._app = app
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """As uvicorn's, but does not raise the signal again at the end: that would print a traceback."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.signal(number, self.handle_exit) for number in _SIGNALS}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self.should_exit and sig == signal.SIGINT:
-            # A second Ctrl-C cuts the shutdown short; what uvicorn then says about it is no news.
-            logging.getLogger("uvicorn.error").disabled = True
-        super().handle_exit(sig, frame)
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._app.puller.stop()
-        await self._app.dispatcher.stop()
-        await super().shutdown(sockets)
+def _cors(settings: ServerSettings) -> list[Middleware]:
+    """Outermost, so that web pages can read every error; none where no page of another origin may ask."""
+    if not settings.cors_origins:
+        return []
+    options = Middleware(
+        CORSMiddleware,
+        allow_origins=settings.cors_origins,
+        allow_methods=("GET", "POST", "DELETE"),
+        allow_headers=("*",),
+        expose_headers=("*",),
+    )
+    return [options]
 
 
 def bind(settings: ServerSettings) -> socket.socket:
@@ -270,7 +241,7 @@ def _bind(host: str, port: int, setting: str) -> socket.socket:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        listener = socket.socket(family, kind, protocol)
+        listener = Listener(family, kind, protocol)
     except (OSError, UnicodeError):
         raise ConfigError(f"NEXA_HOST is {host[:100]!r}, which is no address here.") from None
     try:

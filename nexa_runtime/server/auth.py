@@ -50,6 +50,15 @@ def check_exposure(host: str, access: AccessSettings) -> None:
     )
 
 
+def check_origins(origins: tuple[str, ...], access: AccessSettings) -> None:
+    """Refuse to let every web page ask a server that asks for no key. Raises ``ConfigError``."""
+    if "*" in origins and not _has_server_key(access):
+        raise ConfigError(
+            "NEXA_CORS_ORIGINS is *, and this server has no keys: any web page that is opened here could use"
+            " it. Name the origins, or set NEXA_API_KEY and NEXA_ADMIN_KEY."
+        )
+
+
 class Gate:
     """Resolves requests to tenants. ``is_open``: the server has no keys, and trusts no network instead.
 

@@ -47,7 +47,7 @@ def base_url(server: ServerSettings, discovery: DiscoverySettings) -> str:
         place = f"{server.host}:{server.port}"
         raise ConfigError(f"NEXA_ETCD_URL is set and {place} is no address for others: set NEXA_PUBLIC_URL.")
     host = f"[{server.host}]" if ":" in server.host else server.host
-    return f"http://{host}:{server.port}"
+    return f"{'https' if server.tls_cert else 'http'}://{host}:{server.port}"
 
 
 class Registration:

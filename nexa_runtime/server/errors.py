@@ -25,6 +25,7 @@ _STATUS: Mapping[type[errors.NexaError], int] = {
     errors.ModelNotFoundError: 404,
     errors.ResponseNotFoundError: 404,
     errors.BodyTimeoutError: 408,
+    errors.HeaderTimeoutError: 408,
     errors.NotFoundError: 404,
     errors.ModelInUseError: 409,
     errors.BodyTooLargeError: 413,

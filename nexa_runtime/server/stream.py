@@ -8,8 +8,8 @@ Deliberate: the status of a stream is withheld until its first token, for ``WITH
 refusal is a real status; from then on comments keep the connection alive and a failure is an error frame.
 
 Deliberate: a generation's frames are sent while sse-starlette waits for an item that never comes. It puts a
-cancel scope with a timer around each item, a third of what a token costs the event loop. The comments still
-have one, and by them a client that takes nothing is found.
+cancel scope with a timer around each item, a third of what a token costs the event loop. A client that takes
+nothing is found by its connection (``edge``).
 """
 
 import asyncio
@@ -32,10 +32,9 @@ ResultT = TypeVar("ResultT")
 
 WITHHOLD_S = 10.0
 KEEP_ALIVE_S = 10.0
-SEND_TIMEOUT_S = 60.0
-"""A client that takes nothing for so long is gone; the clock starts at the next comment that is due."""
 
-# The engine ends every stream itself at shutdown, with an error frame; sse-starlette would cut them first.
+# At the end of the server ``app`` waits for streams, and the engine ends the rest with an error frame.
+# sse-starlette would cut them first.
 AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
 
 
@@ -122,7 +121,7 @@ class _GenerationResponse(EventSourceResponse):
     def __init__(
         self, generation: Generation, events: AsyncGenerator[bytes], headers: dict[str, str]
     ) -> None:
-        super().__init__(events, headers=headers, ping=KEEP_ALIVE_S, sep="\n", send_timeout=SEND_TIMEOUT_S)
+        super().__init__(events, headers=headers, ping=KEEP_ALIVE_S, sep="\n")
         self._generation = generation
         self._events = events
 

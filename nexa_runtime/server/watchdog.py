@@ -1,7 +1,7 @@
 """Sees whether the engine thread and the event loop go on, from a thread of its own.
 
 Owns the two limits: after the first one the server is not ready (``readiness`` asks), after the second it
-says what hangs and ends the process with ``EXIT_HUNG``, so that whoever supervises it starts it again. It
+says what hangs and ends the process with ``ENGINE_HUNG``, so that whoever supervises it starts it again. It
 never ends a step or a request: a thread inside llama.cpp cannot be made to return. ``app`` starts and stops
 it with the application.
 
@@ -19,11 +19,10 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Protocol
 
-from nexa_runtime.engine.model_engine import StepShape
+from nexa_runtime from nexa_runtime.engine.model_engine import StepShape
+from nexa_runtime.exit_codes import ENGINE_HUNG
 from nexa_runtime.telemetry import flush_stderr, get_logger
 
-EXIT_HUNG = 70
-"""What the process ends with; sysexits.h calls it an internal software error."""
 FATAL_TIMES = 5
 """The second limit, in first ones."""
 STEP_ROWS = 512
@@ -173,10 +172,15 @@ class Watchdog:
         """Say what hangs, as far as anyone listens, and end the process."""
         seconds = round(still_s, 1)
         _log.error(
-            "given_up", hung=what, seconds=seconds, stack=_stack(thread_id), exit_code=EXIT_HUNG, **step
+            "given_up",
+            hung=what,
+            seconds=seconds,
+            stack=_stack(thread_id),
+            exit_code=ENGINE_HUNG,
+            **step,
         )
         flush_stderr(_SAY_S)
-        self._end_process(EXIT_HUNG)
+        self._end_process(ENGINE_HUNG)
 
 
 def _stack(thread_id: int | None) -> list[str]:

@@ -17,7 +17,7 @@ from nexa_runtime.engine.engine import Engine
 from nexa_runtime.engine.generation_lane import Delta, GenerationRequest
 from nexa_runtime.engine.model_engine import News
 from nexa_runtime.engine.sequence import TenantShare, Tokens
-from nexa_runtime.errors import ModelNotAllowedError, ModelNotFoundError, ShuttingDownError
+from nexa_runtime.errors import DrainingError, ModelNotAllowedError, ModelNotFoundError
 from nexa_runtime.llama import SamplingParams
 from nexa_runtime.serving.call import Call
 from nexa_runtime.serving.library import ModelSource
@@ -38,6 +38,11 @@ ResultT = TypeVar("ResultT")
 _NUM_PROMPT_THREADS = 4
 _NUM_COMPILE_THREADS = 4
 """Grammars have threads of their own, a tenant one at a time: what takes long keeps nobody else waiting."""
+
+_CLOSE_S = 1.0
+"""Requests have been ended by then; who was cancelled a moment ago has yet to give back what it held."""
+
+_POLL_S = 0.01
 
 
 class Dispatcher:
@@ -118,7 +123,10 @@ class Dispatcher:
             await run_to_end(self._engine.stop)
 
     async def close(self) -> None:
-        """After ``stop``: free the models, once no worker thread uses them any more."""
+        """After ``stop``: free the models, once no request and no worker thread uses them any more."""
+        with anyio.move_on_after(_CLOSE_S):
+            while self.num_open:  # noqa: ASYNC110 - only here does anybody wait for it
+                await anyio.sleep(_POLL_S)
         for limiter in (self._threads, self._compile_threads):
             for _ in range(int(limiter.total_tokens)):
                 await limiter.acquire_on_behalf_of(object())
@@ -127,11 +135,11 @@ class Dispatcher:
     def admit(self, tenant: Tenant, call: Call, count: int, model_name: str | None) -> OpenRequest:
         """Let a request of ``count`` sequences in. ``model_name``: the one that it names.
 
-        Raises what ``Admission.admit`` does, and ``ShuttingDownError``. It is settled once, whatever becomes
-        of it.
+        Raises what ``Admission.admit`` does, and ``DrainingError``. It is settled once, whatever becomes of
+        it.
         """
         if self.is_draining:
-            raise ShuttingDownError
+            raise DrainingError
         ticket = self.admission.admit(tenant, slots=self._slots, count=count)
         call.on_admitted()
         name = model_name or tenant.limits.model_id or self.pool.library.default_name

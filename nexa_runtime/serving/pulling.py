@@ -18,7 +18,7 @@ from contextlib import suppress
 import anyio
 
 from nexa_runtime.config import StoreSettings
-from nexa_runtime.errors import NexaError, ShuttingDownError, StoreError
+from nexa_runtime.errors import DrainingError, NexaError, ShuttingDownError, StoreError
 from nexa_runtime.store.arrival import OnEvent, PullEvent
 from nexa_runtime.store.catalog import Catalog
 from nexa_runtime.store.store import ModelStore
@@ -99,9 +99,9 @@ class Puller:
         self._catalog = catalog
 
     def start(self, name: str) -> Pull:
-        """Bring a model. On the event loop. Raises ``ShuttingDownError``."""
+        """Bring a model. On the event loop. Raises ``DrainingError``."""
         if self._is_stopping:
-            raise ShuttingDownError
+            raise DrainingError
         running, loop = Pull(), asyncio.get_running_loop()
         self._running.add(running)
         threading.Thread(target=self._work, args=(name, running, loop), name="pull", daemon=True).start()

@@ -108,6 +108,7 @@ def test_ctrl_c_at_the_prompt_ends_the_chat() -> None:
         (2, ["serve", "--model", "/", "--port", "0"], {}, ["/ is no file"]),
         (6, ["serve", "--model", __file__, "--port", "0"], {}, ["not a GGUF file"]),
         (1, ["serve", "--host", "a..b"], {}, ["NEXA_HOST"]),
+        (1, ["serve", "--tls-cert", "absent.pem"], {}, ["NEXA_TLS_CERT", "absent.pem", "No such file"]),
         (2, ["serve", "--model", "~nosuchuser/x.gguf", "--port", "0"], {}, ["the home of nobody known"]),
         (1, ["serve", "--ctx-size", "90000000", "--port", "0"], {}, ["NEXA_CTX_SIZE", "GiB"]),
         (3, ["run", "absent.gguf", "hi"], {}, ["There is no file absent.gguf"]),

@@ -10,8 +10,8 @@ import pytest
 
 from nexa_runtime.engine.model_engine import StepShape
 from nexa_runtime.engine.sequence import StepPlan, StepResult
+from nexa_runtime.exit_codes import ENGINE_HUNG
 from nexa_runtime.llama import Context, EmbeddingContext
-from nexa_runtime.server.watchdog import EXIT_HUNG
 from nexa_runtime.serving.loaded import LoadedModel
 from tests.server.faulty_child import child
 from tests.support import LiveServer, free_settings, wait_until
@@ -87,10 +87,10 @@ def test_an_engine_that_hangs_ends_the_process_and_says_why(tmp_path: Path) -> N
         body = {"messages": [{"role": "user", "content": "Hello"}]}
         with pytest.raises(httpx.TransportError):
             server.http.post("/v1/chat/completions", json=body)
-        assert server.process.wait(30) == EXIT_HUNG
+        assert server.process.wait(30) == ENGINE_HUNG
     (last,) = server.said("given_up")
     assert (last["hung"], last["model"], last["lane"], last["exit_code"]) == (
-        "engine", "demo", "generation", EXIT_HUNG,
+        "engine", "demo", "generation", ENGINE_HUNG,
     )  # fmt: skip
     assert last["num_rows"] > 0
     assert last["seconds"] >= 2
@@ -105,7 +105,7 @@ def test_an_event_loop_that_is_blocked_ends_the_process_and_says_where(tmp_path:
         block.touch()
         with pytest.raises(httpx.TransportError):
             server.http.get("/health")
-        assert server.process.wait(30) == EXIT_HUNG
+        assert server.process.wait(30) == ENGINE_HUNG
     (last,) = server.said("given_up")
     assert last["hung"] == "event loop"
     assert any("faulty.py" in call for call in last["stack"])

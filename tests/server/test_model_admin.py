@@ -314,7 +314,7 @@ def test_a_server_that_stops_ends_its_pulls(
         with ThreadPoolExecutor() as others:
             stopping = others.submit(server.stop)
             *_, last = events
-            assert last["error"]["code"] == "draining"
+            assert last["error"]["code"] == "server_shutting_down"
             stopping.result()
     assert store.records() == []
     assert names_in(store.root / "blobs") == []
@@ -339,7 +339,7 @@ def test_a_process_ends_while_its_pull_hangs_and_the_next_goes_on(
                 assert wait_until(lambda: hub.bytes_sent[SHA256] == 4_000_000)
                 process.send_signal(signal.SIGTERM)
                 *_, last = events
-                assert last["error"]["code"] == "draining"
+                assert last["error"]["code"] == "server_shutting_down"
             # The hub hangs for 30 seconds, and the thread that waits for it with it.
             talk = process.communicate(timeout=20)[1]
         finally:

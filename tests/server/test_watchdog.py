@@ -8,7 +8,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from nexa_runtime.engine.model_engine import StepShape
-from nexa_runtime.server.watchdog import EXIT_HUNG, FATAL_TIMES, Watchdog
+from nexa_runtime.exit_codes import ENGINE_HUNG
+from nexa_runtime.server.watchdog import FATAL_TIMES, Watchdog
 from nexa_runtime.telemetry import stderr_behind
 
 LIMIT_S = 8.0
@@ -68,9 +69,9 @@ def test_a_step_that_hangs_is_unready_then_fatal() -> None:
         watch.pass_time(FATAL_TIMES * LIMIT_S - 2 * LIMIT_S)
         assert not watch.codes
         watch.pass_time(LIMIT_S)
-    assert watch.codes[0] == EXIT_HUNG
+    assert watch.codes[0] == ENGINE_HUNG
     assert [line["event"] for line in lines[:2]] == ["engine_hangs", "given_up"]
-    assert {"model": "demo", "num_rows": 12, "hung": "engine", "exit_code": EXIT_HUNG}.items() <= lines[
+    assert {"model": "demo", "num_rows": 12, "hung": "engine", "exit_code": ENGINE_HUNG}.items() <= lines[
         1
     ].items()
     assert any(__file__ in call for call in lines[1]["stack"])
@@ -119,7 +120,7 @@ def test_an_event_loop_that_is_blocked_is_fatal() -> None:
         watch.pass_time(FATAL_TIMES * LIMIT_S, beats=False)
         assert not watch.codes
         watch.tick(beats=False)
-    assert watch.codes == [EXIT_HUNG]
+    assert watch.codes == [ENGINE_HUNG]
     assert [line["event"] for line in lines] == ["event_loop_hangs", "given_up"]
     assert lines[1]["hung"] == "event loop"
 

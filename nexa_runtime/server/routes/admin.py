@@ -18,7 +18,7 @@ from nexa_runtime.server.protocol import pulls
 from nexa_runtime.server.protocol import usage as usage_format
 from nexa_runtime.server.protocol.parameters import read_fields
 from nexa_runtime.server.services import Services, services
-from nexa_runtime.server.stream import KEEP_ALIVE_S, SEND_TIMEOUT_S, WITHHOLD_S
+from nexa_runtime.server.stream import KEEP_ALIVE_S, WITHHOLD_S
 from nexa_runtime.serving.pool import ModelPool
 from nexa_runtime.serving.pulling import Pull
 from nexa_runtime.serving.tenants import PUBLIC_TENANT_ID, max_sequence_tokens, share_of
@@ -53,10 +53,7 @@ async def pull_model(request: Request) -> Response:
     headers = ignored_header(ignored)
     running = services(request).puller.start(wire.model)
     await running.wait_begun(WITHHOLD_S)
-    frames = _pull_frames(running)
-    return EventSourceResponse(
-        frames, headers=headers, ping=KEEP_ALIVE_S, sep="\n", send_timeout=SEND_TIMEOUT_S
-    )
+    return EventSourceResponse(_pull_frames(running), headers=headers, ping=KEEP_ALIVE_S, sep="\n")
 
 
 async def _pull_frames(running: Pull) -> AsyncIterator[bytes]:
