@@ -24,6 +24,7 @@ from nexa_runtime.serving.loaded import Kind, LoadedModel
 from nexa_runtime.serving.pool import ModelLease, ModelPool
 from nexa_runtime.serving.tenants import PUBLIC_TENANT_ID, is_allowed, share_of
 from nexa_runtime.serving.threads import run_to_end
+from nexa_runtime.serving.turns import Turns
 from nexa_runtime.telemetry import get_logger
 from nexa_runtime.tenancy.admission import Admission, Ticket
 from nexa_runtime.tenancy.tenant import Tenant
@@ -54,8 +55,8 @@ class Dispatcher:
         self._is_stopping = False
         self._threads = anyio.CapacityLimiter(_NUM_PROMPT_THREADS)
         self._compile_threads = anyio.CapacityLimiter(_NUM_COMPILE_THREADS)
-        self._compile_turns: dict[str, anyio.Lock] = {}
-        self._prepare_turns: dict[str, anyio.Lock] = {}
+        self._compile_turns = Turns()
+        self._prepare_turns = Turns()
 
     @property
     def is_ready(self) -> bool:
@@ -103,7 +104,7 @@ class Dispatcher:
         await self.pool.close()
 
     def admit(self, tenant: Tenant, count: int) -> Ticket:
-        """Let a request of ``count`` sequences in, or raise what ``Admission.admit`` does.
+        """Let a request of ``count`` sequences in (0: it needs none), or raise what ``Admission.admit`` does.
 
         Raises ``ShuttingDownError`` too. The ticket is settled once, whatever becomes of the request.
         """
@@ -175,12 +176,12 @@ class Dispatcher:
 
     async def prepare_in_turn(self, tenant: Tenant, function: Callable[[], ResultT]) -> ResultT:
         """As ``prepare``, a tenant one at a time: for texts that no context bounds, or many of them."""
-        async with self._prepare_turns.setdefault(tenant.id, anyio.Lock()):
+        async with self._prepare_turns.of(tenant.id):
             return await self.prepare(function)
 
     async def compile(self, tenant: Tenant, function: Callable[[], ResultT]) -> ResultT:
         """As ``prepare``, for what compiles a grammar of a tenant's."""
-        async with self._compile_turns.setdefault(tenant.id, anyio.Lock()):
+        async with self._compile_turns.of(tenant.id):
             return await run_to_end(function, limiter=self._compile_threads)
 
     def connect(self, key: int, receiver: Callable[[News], None]) -> None:

@@ -52,7 +52,7 @@ async def compute(
     Raises what ``read`` does, ``RequestError``, ``TenantLimitError``, ``BoxBusyError``,
     ``RequestTimeoutError``. Cancelling it ends the request in the engine.
     """
-    ticket = dispatcher.admit(tenant, 1)
+    ticket = dispatcher.admit(tenant, 0)
     num_used = 0
     lease = None
     try:

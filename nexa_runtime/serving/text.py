@@ -36,7 +36,7 @@ class TextService:
 
         Raises what ``work`` does, ``RequestError``, ``TenantLimitError``, ``BoxBusyError``.
         """
-        ticket = self._dispatcher.admit(tenant, 1)
+        ticket = self._dispatcher.admit(tenant, 0)
         try:
             lease = await self._dispatcher.lease(tenant, model_name, kind, is_patient=is_patient)
             try:
