@@ -22,6 +22,7 @@ from nexa_runtime.cli.output import Document, Output
 from nexa_runtime.config import Settings
 from nexa_runtime.engine.sequence import FinishReason
 from nexa_runtime.errors import ClientDisconnectedError, IntegrityError, NexaError, UsageError
+from nexa_runtime.serving.call import Call
 from nexa_runtime.serving.dispatcher import Dispatcher
 from nexa_runtime.serving.generation import Usage
 from nexa_runtime.serving.generation_service import GenerationOptions, GenerationService
@@ -140,7 +141,9 @@ async def _answer(service: GenerationService, messages: list[Message], *, is_sho
     interrupted.
     """
     start = time.monotonic()
-    generation = await service.open_chat(LOCAL_TENANT, Conversation(tuple(messages)), GenerationOptions())
+    generation = await service.open_chat(
+        LOCAL_TENANT, Call(), Conversation(tuple(messages)), GenerationOptions()
+    )
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGINT, generation.fail, ClientDisconnectedError())
     text, reason = "", FinishReason.STOP

@@ -22,7 +22,7 @@ from starlette.routing import Route
 from nexa_runtime.config import ServerSettings, Settings
 from nexa_runtime.errors import ConfigError, NexaError
 from nexa_runtime.server.auth import Gate
-from nexa_runtime.server.errors import on_http_error, on_nexa_error
+from nexa_runtime.server.errors import on_http_error, on_nexa_error, status_of
 from nexa_runtime.server.middleware import RequestMiddleware
 from nexa_runtime.server.routes import (
     admin,
@@ -47,6 +47,7 @@ from nexa_runtime.serving.reranking import RerankService
 from nexa_runtime.serving.text import TextService
 from nexa_runtime.store.hub import Hub
 from nexa_runtime.tenancy.setup import Tenancy
+from nexa_runtime.usage import Recorder
 
 _PROBE_ID = "nexa-probe"
 """Asked for at the start, where there is no default tenant: any answer shows that limits can be read."""
@@ -74,7 +75,10 @@ class App(Starlette):
     """The ASGI application. ``dispatcher`` and ``puller`` are ended before connections are closed."""
 
     def __init__(self, pool: ModelPool, tenancy: Tenancy, settings: Settings) -> None:
-        self.dispatcher = Dispatcher(pool, settings.serving, slots=settings.engine.slots)
+        self.recorder = Recorder()
+        self.dispatcher = Dispatcher(
+            pool, settings.serving, slots=settings.engine.slots, recorder=self.recorder, status_of=status_of
+        )
         self.puller = Puller(pool.library.store, pool.library.catalog, Hub(settings.store))
         self._tenancy = tenancy
         gate = Gate(settings.access, tenancy)
@@ -131,6 +135,7 @@ class App(Starlette):
     async def _lifespan(self, _: Starlette) -> AsyncIterator[State]:
         directory = self._tenancy.directory
         directory.on_change(self.dispatcher.update_tenant)
+        self.recorder.start()
         self.dispatcher.start()
         tasks = [
             asyncio.create_task(directory.wait_answered(self._tenancy.default_id or _PROBE_ID)),
@@ -143,6 +148,7 @@ class App(Starlette):
                 task.cancel()
             await self.dispatcher.stop()
             await self.dispatcher.close()
+            await self.recorder.close()
             await directory.close()
 
     async def _watch_limits(self) -> None:

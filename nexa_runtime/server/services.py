@@ -9,6 +9,7 @@ from starlette.requests import Request
 from nexa_runtime.config import ServerSettings
 from nexa_runtime.server.auth import Gate
 from nexa_runtime.server.body import read_json_object
+from nexa_runtime.serving.call import Call
 from nexa_runtime.serving.dispatcher import Dispatcher
 from nexa_runtime.serving.embedding import EmbeddingService
 from nexa_runtime.serving.generation_service import GenerationService
@@ -68,9 +69,13 @@ async def tenant_and_body(request: Request) -> tuple[Tenant, dict[str, object]]:
     return await services(request).tenancy.directory.resolve(tenant.id), body
 
 
-def is_patient(request: Request) -> bool:
-    """Whether a client waits while its model is loaded; ``x-nexa-wait: 0`` says no."""
-    return request.headers.get("x-nexa-wait") != "0"
+def call_of(request: Request) -> Call:
+    """What the layers below need to know of a request. With ``x-nexa-wait: 0`` it waits for no model."""
+    return Call(
+        request_id=request.state.request_id,
+        endpoint=request.url.path,
+        is_patient=request.headers.get("x-nexa-wait") != "0",
+    )
 
 
 def _rate_headers(rates: dict[str, RateState]) -> dict[str, str]:

@@ -19,15 +19,18 @@ from nexa_runtime.engine.model_engine import News
 from nexa_runtime.engine.sequence import TenantShare, Tokens
 from nexa_runtime.errors import ModelNotAllowedError, ModelNotFoundError, ShuttingDownError
 from nexa_runtime.llama import SamplingParams
+from nexa_runtime.serving.call import Call
 from nexa_runtime.serving.library import ModelSource
 from nexa_runtime.serving.loaded import Kind, LoadedModel
+from nexa_runtime.serving.open_request import OpenRequest
 from nexa_runtime.serving.pool import ModelLease, ModelPool
 from nexa_runtime.serving.tenants import PUBLIC_TENANT_ID, is_allowed, share_of
 from nexa_runtime.serving.threads import run_to_end
 from nexa_runtime.serving.turns import Turns
 from nexa_runtime.telemetry import get_logger
-from nexa_runtime.tenancy.admission import Admission, Ticket
+from nexa_runtime.tenancy.admission import Admission
 from nexa_runtime.tenancy.tenant import Tenant
+from nexa_runtime.usage import Recorder
 
 _log = get_logger("serving")
 
@@ -41,11 +44,23 @@ _NUM_COMPILE_THREADS = 4
 class Dispatcher:
     """``start`` before the first request, ``stop`` and ``close`` after the last."""
 
-    def __init__(self, pool: ModelPool, settings: ServingSettings, *, slots: int) -> None:
-        """``slots``: what a model has, for the bounds of the queues."""
+    def __init__(
+        self,
+        pool: ModelPool,
+        settings: ServingSettings,
+        *,
+        slots: int,
+        recorder: Recorder | None = None,
+        status_of: Callable[[Exception], int] = lambda _: 500,
+    ) -> None:
+        """``slots``: what a model has, for the bounds of the queues. ``recorder``: gets the record of each
+        request. ``status_of``: the HTTP status of an error, for that record.
+        """
         self.pool = pool
         self.settings = settings
         self.admission = Admission(max_queue=settings.max_queue)
+        self._recorder = recorder or Recorder()
+        self._status_of = status_of
         self._slots = slots
         self._engine: Engine | None = None
         self._keys = count(1)
@@ -103,25 +118,28 @@ class Dispatcher:
                 await limiter.acquire_on_behalf_of(object())
         await self.pool.close()
 
-    def admit(self, tenant: Tenant, count: int) -> Ticket:
-        """Let a request of ``count`` sequences in (0: it needs none), or raise what ``Admission.admit`` does.
+    def admit(self, tenant: Tenant, call: Call, count: int, model_name: str | None) -> OpenRequest:
+        """Let a request of ``count`` sequences in; 0: it needs none. ``model_name``: the one that it names.
 
-        Raises ``ShuttingDownError`` too. The ticket is settled once, whatever becomes of the request.
+        Raises what ``Admission.admit`` does, and ``ShuttingDownError``. It is settled once, whatever becomes
+        of it.
         """
         if self._is_stopping:
             raise ShuttingDownError
-        return self.admission.admit(tenant, slots=self._slots, count=count)
+        ticket = self.admission.admit(tenant, slots=self._slots, count=count)
+        name = model_name or tenant.limits.model_id or self.pool.library.default_name
+        return OpenRequest(call, name, ticket, self._recorder, self._status_of)
 
-    async def lease(
-        self, tenant: Tenant, name: str | None, kind: Kind | None, *, is_patient: bool = True
-    ) -> ModelLease:
+    async def lease(self, request: OpenRequest, name: str | None, kind: Kind | None) -> ModelLease:
         """The model that a request gets: the client's, the tenant's, or the default. ``kind``: None for any.
 
         Raises ``ModelNotAllowedError``, and as ``ModelPool.lease``.
         """
-        wanted = name or tenant.limits.model_id
-        self.find_model(tenant, wanted)
-        return await self.pool.lease(wanted, kind, is_patient=is_patient)
+        wanted = name or request.tenant.limits.model_id
+        self.find_model(request.tenant, wanted)
+        lease = await self.pool.lease(wanted, kind, is_patient=request.call.is_patient)
+        request.model_name = lease.model.id
+        return lease
 
     def find_model(self, tenant: Tenant, name: str | None) -> ModelSource:
         """What a tenant means by a name; the default for none.

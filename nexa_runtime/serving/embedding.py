@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from nexa_runtime.errors import InputTooLongError, InvalidRequestError
 from nexa_runtime.llama import Vocab, normalised
+from nexa_runtime.serving.call import Call
 from nexa_runtime.serving.dispatcher import Dispatcher
 from nexa_runtime.serving.inputs import compute
 from nexa_runtime.serving.loaded import Kind, LoadedModel
@@ -37,11 +38,11 @@ class EmbeddingService:
     async def embed(
         self,
         tenant: Tenant,
+        call: Call,
         inputs: Sequence[Prompt],
         *,
         model_name: str | None,
         dimensions: int | None,
-        is_patient: bool = True,
     ) -> Embeddings:
         """The vectors of ``inputs``, cut to ``dimensions`` and scaled to length 1 again.
 
@@ -55,9 +56,7 @@ class EmbeddingService:
                 raise InvalidRequestError(f"dimensions: this model has {size}.", param="dimensions")
             return await self._dispatcher.prepare(lambda: _tokenize(model.model.vocab, inputs, max_tokens))
 
-        computed = await compute(
-            self._dispatcher, tenant, Kind.EMBEDDING, read, model_name=model_name, is_patient=is_patient
-        )
+        computed = await compute(self._dispatcher, tenant, call, Kind.EMBEDDING, read, model_name=model_name)
         vectors = computed.vectors
         if dimensions is not None:
             vectors = normalised(vectors[:, :dimensions])

@@ -17,13 +17,13 @@ from nexa_runtime.engine.generation_lane import Delta, GenerationRequest
 from nexa_runtime.engine.model_engine import News
 from nexa_runtime.engine.sequence import FinishReason
 from nexa_runtime.engine.stops import StopFinder
-from nexa_runtime.errors import NexaError, RequestTimeoutError
-from nexa_runtime.lora import NO_ADAPTERS, AdapterSet, adapters_text
+from nexa_runtime.errors import ClientDisconnectedError, NexaError, RequestTimeoutError
+from nexa_runtime.lora import NO_ADAPTERS, AdapterSet
 from nexa_runtime.serving.choices import Choice, ChoiceDelta, Timings
 from nexa_runtime.serving.dispatcher import Dispatcher
+from nexa_runtime.serving.open_request import OpenRequest, Used
 from nexa_runtime.serving.pool import ModelLease
 from nexa_runtime.telemetry import get_logger
-from nexa_runtime.tenancy.admission import Ticket
 
 _log = get_logger("serving")
 
@@ -63,7 +63,7 @@ class _Inbox:
 @dataclass(slots=True)
 class _Running:
     """One choice. ``prompt``: which one it answers. ``stops``: looked for in its content. ``num_cached`` and
-    ``num_done`` of its tokens.
+    ``num_done`` of its tokens. ``finish_reason``: as OpenAI has it, once it is there.
     """
 
     prompt: int
@@ -72,6 +72,8 @@ class _Running:
     num_new: int = 0
     num_cached: int = 0
     num_done: int = 0
+    has_called: bool = False
+    finish_reason: str | None = None
 
 
 class Generation:
@@ -86,7 +88,7 @@ class Generation:
         dispatcher: Dispatcher,
         *,
         lease: ModelLease,
-        ticket: Ticket,
+        request: OpenRequest,
         prompts: Sequence[PromptChoices],
         num_kept: int,
         shows_logprobs: bool,
@@ -97,7 +99,8 @@ class Generation:
         whether the client asked for log-probabilities, which may also be there to find the best.
         """
         self._dispatcher = dispatcher
-        self._ticket = ticket
+        self._request = request
+        request.adapters = adapters
         self._lease = lease
         self.model = lease.model
         self.model_name = lease.name
@@ -128,7 +131,7 @@ class Generation:
         self._opened_at = time.monotonic()
         self._has_begun = False
         """Whether the engine has said anything of an answer."""
-        self._first_text_s: float | None = None
+        self._first_text_at: float | None = None
         self._queue_s: float | None = None
 
     async def wait_first(self, timeout_s: float) -> None:
@@ -176,26 +179,17 @@ class Generation:
         """Every sequence has ended: give back what the request held, and account for what it used."""
         for key in self.keys:
             self._dispatcher.disconnect(key)
-        usage = self.usage
         self._lease.release()
-        self._ticket.settle(
+        used = Used(
             prompt_tokens=sum(max(one.num_done for one in group) for group in self._groups()),
-            cached_tokens=usage.cached_tokens,
-            completion_tokens=usage.completion_tokens,
+            cached_tokens=self.usage.cached_tokens,
+            completion_tokens=self.usage.completion_tokens,
+            finish_reason=self._running[0].finish_reason if self._has_ended else None,
+            queue_s=self._queue_s,
+            first_text_at=self._first_text_at,
         )
-        _log.info(
-            "generation",
-            tenant=self._ticket.tenant.id,
-            model=self.model_name,
-            lora=adapters_text(self.adapters),
-            prompt_tokens=usage.prompt_tokens,
-            cached_tokens=usage.cached_tokens,
-            completion_tokens=usage.completion_tokens,
-            ended=self._ending(),
-            queue_ms=None if self._queue_s is None else round(self._queue_s * 1e3, 1),
-            first_text_ms=None if self._first_text_s is None else round(self._first_text_s * 1e3, 1),
-            total_ms=round((time.monotonic() - self._opened_at) * 1e3, 1),
-        )
+        left = None if self._has_ended else ClientDisconnectedError()
+        self._request.settle(used, self._inbox.error or left)
 
     def start(self, requests: Sequence[GenerationRequest]) -> None:
         """Hand the sequences to the engine; when the request's time is over they are aborted."""
@@ -219,7 +213,8 @@ class Generation:
         """Where the time went up to now."""
         total_s = time.monotonic() - self._opened_at
         queue_s = self._queue_s or 0.0
-        first_s = total_s if self._first_text_s is None else self._first_text_s
+        first_at = self._first_text_at
+        first_s = total_s if first_at is None else first_at - self._opened_at
         return Timings(queue_s, max(first_s - queue_s, 0.0), max(total_s - first_s, 0.0))
 
     def best(self, choices: Sequence[Choice]) -> list[Choice]:
@@ -250,8 +245,8 @@ class Generation:
         one = self._running[index]
         self.usage.completion_tokens += delta.num_new_tokens - one.num_new
         one.num_new = delta.num_new_tokens
-        if delta.text and self._first_text_s is None:
-            self._first_text_s = time.monotonic() - self._opened_at
+        if delta.text and self._first_text_at is None:
+            self._first_text_at = time.monotonic()
         if delta.finish_reason is not None:
             self._num_open -= 1
             one.num_cached, one.num_done = delta.num_cached_tokens, delta.num_done_tokens
@@ -286,16 +281,13 @@ class Generation:
             self._inbox.error = NexaError("The answer could not be read.")
             self._abort()
             return
+        if deltas and (reason := deltas[-1].finish_reason) is not None:
+            is_call = one.has_called and reason is FinishReason.STOP
+            one.finish_reason = "tool_calls" if is_call else reason.value
         if one.stops.is_stopped:
             self.model.engine.abort(delta.key)
         self._has_begun = self._has_begun or bool(deltas)
         self._inbox.deltas += deltas
-
-    def _ending(self) -> str:
-        """For the log: complete, the code of what ended it, or that nobody waited for its end."""
-        if self._inbox.error is not None:
-            return getattr(self._inbox.error, "code", NexaError.code)
-        return "complete" if self._has_ended else "abandoned"
 
     def _abort(self) -> None:
         if self._num_open:
@@ -317,6 +309,7 @@ def _parts(index: int, one: _Running, delta: Delta) -> Iterator[ChoiceDelta]:
         if stops.is_stopped:
             break
         text = stops.flush() if part.call is not None else stops.feed(part.content)
+        one.has_called = one.has_called or part.call is not None
         if text or part.reasoning or part.call is not None:
             yield ChoiceDelta(index, text, part.reasoning, part.call, logprobs=logprobs)
             logprobs = ()

@@ -5,8 +5,7 @@ prompts are rendered and tokenized, and grammars compiled, in worker threads. It
 ``server/routes`` and ``cli`` call it.
 """
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,14 +18,15 @@ from nexa_runtime.llama import SamplingParams, prepare_dry
 from nexa_runtime.lora import AdapterChoice, AdapterSet
 from nexa_runtime.serving.adapters import adapters_for
 from nexa_runtime.serving.answering import Answering, answer_chat, grammar_of, loosened, render_chat
+from nexa_runtime.serving.call import Call
 from nexa_runtime.serving.dispatcher import Dispatcher
 from nexa_runtime.serving.generation import Generation, PromptChoices
 from nexa_runtime.serving.loaded import Kind, LoadedModel
+from nexa_runtime.serving.open_request import OpenRequest
 from nexa_runtime.serving.pool import ModelLease
 from nexa_runtime.serving.prompts import Prompt, check_tokens, prompt_text, read_prompt, too_long
 from nexa_runtime.serving.tenants import max_sequence_tokens, namespace_of, share_of
 from nexa_runtime.telemetry import get_logger
-from nexa_runtime.tenancy.admission import Ticket
 from nexa_runtime.tenancy.tenant import Limits, Tenant
 
 _MAX_LOGGED_CHARS = 8192
@@ -71,12 +71,11 @@ class GenerationService:
     async def open_chat(
         self,
         tenant: Tenant,
+        call: Call,
         conversation: Conversation,
         options: GenerationOptions,
-        *,
-        is_patient: bool = True,
     ) -> Generation:
-        """Start the answers to a conversation. ``is_patient``: wait while the model is loaded.
+        """Start the answers to a conversation.
 
         Raises ``RequestError``, ``TenantLimitError``, ``BoxBusyError``.
         """
@@ -90,19 +89,18 @@ class GenerationService:
                 constraint = await self._compile(tenant, model, options.grammar)
             return [answer_chat(model, conversation, chat, constraint)]
 
-        ticket = self._dispatcher.admit(tenant, options.num_sequences)
-        with _settled_on_error(ticket):
-            lease = await self._dispatcher.lease(tenant, options.model, Kind.CHAT, is_patient=is_patient)
+        request = self._dispatcher.admit(tenant, call, options.num_sequences, options.model)
+        with request.settled_on_error():
+            lease = await self._dispatcher.lease(request, options.model, Kind.CHAT)
             _log_prompt(tenant, [message.content or "" for message in conversation.messages])
-            return await self._start(ticket, lease, prepare, options, conversation.param)
+            return await self._start(request, lease, prepare, options, conversation.param)
 
     async def open_completion(
         self,
         tenant: Tenant,
+        call: Call,
         prompts: Sequence[Prompt],
         options: GenerationOptions,
-        *,
-        is_patient: bool = True,
     ) -> Generation:
         """Start the continuations of one or more prompts. As ``open_chat``.
 
@@ -120,13 +118,12 @@ class GenerationService:
             echoes = [prompt_text(vocab, one) if options.echo else "" for one in prompts]
             return [Answering(one, start_mask, echo=echo) for one, echo in zip(read, echoes, strict=True)]
 
-        ticket = self._dispatcher.admit(tenant, len(prompts) * options.num_sequences)
-        with _settled_on_error(ticket):
-            lease = await self._dispatcher.lease(
-                tenant, options.model, Kind.COMPLETION, is_patient=is_patient
-            )
+        num_sequences = len(prompts) * options.num_sequences
+        request = self._dispatcher.admit(tenant, call, num_sequences, options.model)
+        with request.settled_on_error():
+            lease = await self._dispatcher.lease(request, options.model, Kind.COMPLETION)
             _log_prompt(tenant, [prompt for prompt in prompts if isinstance(prompt, str)])
-            return await self._start(ticket, lease, prepare, options, param="prompt")
+            return await self._start(request, lease, prepare, options, param="prompt")
 
     async def _compile(
         self, tenant: Tenant, model: LoadedModel, source: GrammarSource | None
@@ -157,13 +154,13 @@ class GenerationService:
 
     async def _start(
         self,
-        ticket: Ticket,
+        request: OpenRequest,
         lease: ModelLease,
         prepare: Callable[[LoadedModel], Awaitable[list[Answering]]],
         options: GenerationOptions,
         param: str,
     ) -> Generation:
-        model, tenant = lease.model, ticket.tenant
+        model, tenant = lease.model, request.tenant
         try:
             adapters = adapters_for(tenant, model, options.lora)
             check_tokens(model.model.vocab, options.sampling.get("logit_bias", ()), options.stop_token_ids)
@@ -175,15 +172,15 @@ class GenerationService:
             groups = [
                 self._requests(tenant, model, one, options, sampling, adapters, param) for one in answerings
             ]
-            ticket.reserve(
+            request.reserve(
                 sum(len(one[0].prompt) + sum(each.max_new_tokens for each in one) for one in groups)
             )
-            shortest = min(request.max_new_tokens for group in groups for request in group)
+            shortest = min(one.max_new_tokens for group in groups for one in group)
             asked = options.max_tokens
             generation = Generation(
                 self._dispatcher,
                 lease=lease,
-                ticket=ticket,
+                request=request,
                 prompts=[
                     PromptChoices(
                         len(one.prompt),
@@ -202,7 +199,7 @@ class GenerationService:
             lease.release()
             raise
         try:
-            generation.start([request for group in groups for request in group])
+            generation.start([one for group in groups for one in group])
         except BaseException:
             generation.close()
             raise
@@ -264,16 +261,6 @@ def _sampling(options: GenerationOptions, model: LoadedModel, limits: Limits) ->
 def _with_seed(sampling: SamplingParams, number: int) -> SamplingParams:
     """Choices with the same seed would be the same."""
     return sampling if sampling.seed is None or not number else replace(sampling, seed=sampling.seed + number)
-
-
-@contextmanager
-def _settled_on_error(ticket: Ticket) -> Iterator[None]:
-    """What was not started has used nothing."""
-    try:
-        yield
-    except BaseException:
-        ticket.settle()
-        raise
 
 
 def _log_prompt(tenant: Tenant, texts: Sequence[str]) -> None:

@@ -1,6 +1,6 @@
 """Inputs that are computed once, from admission to what the engine makes of them: vectors, or scores.
 
-Owns the ticket, the lease and the wait for the engine of one such request. What its inputs are, ``embedding``
+Owns the record, the lease and the wait for the engine of one such request. What its inputs are, ``embedding``
 and ``reranking`` say, which call it.
 """
 
@@ -14,14 +14,12 @@ import numpy.typing as npt
 from nexa_runtime.engine.embedder import Embedded, EmbeddingRequest
 from nexa_runtime.engine.model_engine import News
 from nexa_runtime.errors import RequestTimeoutError
+from nexa_runtime.serving.call import Call
 from nexa_runtime.serving.dispatcher import Dispatcher
 from nexa_runtime.serving.loaded import Kind, LoadedModel
 from nexa_runtime.serving.prompts import Tokens
 from nexa_runtime.serving.tenants import share_of
-from nexa_runtime.telemetry import get_logger
 from nexa_runtime.tenancy.tenant import Tenant
-
-_log = get_logger("serving")
 
 Vectors = npt.NDArray[np.float32]
 
@@ -41,35 +39,27 @@ class Computed:
 async def compute(
     dispatcher: Dispatcher,
     tenant: Tenant,
+    call: Call,
     kind: Kind,
     read: Read,
     *,
     model_name: str | None,
-    is_patient: bool,
 ) -> Computed:
     """What the engine makes of the inputs that ``read`` gives for the model.
 
     Raises what ``read`` does, ``RequestError``, ``TenantLimitError``, ``BoxBusyError``,
     ``RequestTimeoutError``. Cancelling it ends the request in the engine.
     """
-    ticket = dispatcher.admit(tenant, 0)
-    num_used = 0
-    lease = None
-    try:
-        lease = await dispatcher.lease(tenant, model_name, kind, is_patient=is_patient)
-        model, name = lease.model, lease.name
+    request = dispatcher.admit(tenant, call, 0, model_name)
+    with request.settled() as used, await dispatcher.lease(request, model_name, kind) as lease:
+        model = lease.model
         max_tokens = model.max_embedding_tokens
         inputs = await read(model, min(max_tokens, tenant.limits.max_context_tokens or max_tokens))
         num_tokens = sum(map(len, inputs))
-        ticket.reserve(num_tokens)
+        request.reserve(num_tokens)
         vectors = await _run(dispatcher, model, EmbeddingRequest(tuple(inputs), share_of(tenant, model)))
-        num_used = num_tokens
-    finally:
-        if lease is not None:
-            lease.release()
-        ticket.settle(prompt_tokens=num_used)
-    _log.info(kind.value, tenant=tenant.id, model=name, inputs=len(inputs), prompt_tokens=num_tokens)
-    return Computed(name, vectors, num_tokens)
+        used.prompt_tokens = num_tokens
+        return Computed(lease.name, vectors, num_tokens)
 
 
 async def _run(dispatcher: Dispatcher, model: LoadedModel, request: EmbeddingRequest) -> Vectors:

@@ -20,7 +20,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, Self
 
 import anyio
 
@@ -73,13 +73,19 @@ class Load(Protocol):
 
 @dataclass(slots=True)
 class ModelLease:
-    """A request's right to a loaded model: it stays until ``release``, which may be called twice."""
+    """A request's right to a loaded model, until ``release`` (twice is fine) or its ``with`` ends."""
 
     model: LoadedModel
     name: str
     _entry: Entry
     _on_release: Callable[[Entry], None]
     _is_released: bool = field(default=False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
 
     def release(self) -> None:
         """The request has ended."""

@@ -17,6 +17,7 @@ import numpy as np
 
 from nexa_runtime.errors import InputTooLongError, InvalidRequestError
 from nexa_runtime.llama import Vocab
+from nexa_runtime.serving.call import Call
 from nexa_runtime.serving.dispatcher import Dispatcher
 from nexa_runtime.serving.inputs import compute
 from nexa_runtime.serving.loaded import Kind, LoadedModel
@@ -56,13 +57,13 @@ class RerankService:
     async def rerank(
         self,
         tenant: Tenant,
+        call: Call,
         query: str,
         documents: Sequence[str],
         *,
         model_name: str | None,
         top_n: int | None = None,
         is_raw: bool = False,
-        is_patient: bool = True,
     ) -> Ranking:
         """The ``top_n`` best of ``documents``, all of them for None. ``is_raw``: scores as the model gives
         them.
@@ -85,9 +86,7 @@ class RerankService:
                     raise InvalidRequestError(message, param="documents")
             return inputs
 
-        computed = await compute(
-            self._dispatcher, tenant, Kind.RERANK, read, model_name=model_name, is_patient=is_patient
-        )
+        computed = await compute(self._dispatcher, tenant, call, Kind.RERANK, read, model_name=model_name)
         raw = computed.vectors[:, 0]
         order = np.argsort(-raw, kind="stable")[:top_n]
         scale = float if is_raw or has_probabilities else _sigmoid

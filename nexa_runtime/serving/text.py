@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from nexa_runtime.chat.messages import Conversation
 from nexa_runtime.serving.answering import render_chat, render_prompt
+from nexa_runtime.serving.call import Call
 from nexa_runtime.serving.dispatcher import Dispatcher
 from nexa_runtime.serving.loaded import Kind, LoadedModel
 from nexa_runtime.serving.tenants import max_sequence_tokens
@@ -26,46 +27,40 @@ class TextService:
     async def run(
         self,
         tenant: Tenant,
+        call: Call,
         work: Callable[[LoadedModel], ResultT],
         *,
         model_name: str | None,
         kind: Kind | None = None,
-        is_patient: bool = True,
     ) -> ResultT:
         """What ``work`` makes of the model, in a worker thread. ``kind``: what the model must be made for.
 
         Raises what ``work`` does, ``RequestError``, ``TenantLimitError``, ``BoxBusyError``.
         """
-        ticket = self._dispatcher.admit(tenant, 0)
-        try:
-            lease = await self._dispatcher.lease(tenant, model_name, kind, is_patient=is_patient)
-            try:
-                return await self._dispatcher.prepare_in_turn(tenant, lambda: work(lease.model))
-            finally:
-                lease.release()
-        finally:
-            ticket.settle()
+        request = self._dispatcher.admit(tenant, call, 0, model_name)
+        with request.settled(), await self._dispatcher.lease(request, model_name, kind) as lease:
+            return await self._dispatcher.prepare_in_turn(tenant, lambda: work(lease.model))
 
     async def render(
-        self, tenant: Tenant, conversation: Conversation, *, model_name: str | None, is_patient: bool = True
+        self, tenant: Tenant, call: Call, conversation: Conversation, *, model_name: str | None
     ) -> str:
         """The prompt of a conversation. Raises as ``run``."""
         return await self.run(
             tenant,
+            call,
             lambda model: render_prompt(model, conversation).plain,
             model_name=model_name,
             kind=Kind.CHAT,
-            is_patient=is_patient,
         )
 
     async def count(
-        self, tenant: Tenant, conversation: Conversation, *, model_name: str | None, is_patient: bool = True
+        self, tenant: Tenant, call: Call, conversation: Conversation, *, model_name: str | None
     ) -> int:
         """Tokens of that prompt, which may be longer than the context. Raises as ``run``."""
         return await self.run(
             tenant,
+            call,
             lambda model: len(render_chat(model, conversation, max_sequence_tokens(tenant, model)).prompt),
             model_name=model_name,
             kind=Kind.CHAT,
-            is_patient=is_patient,
         )

@@ -250,7 +250,7 @@ def test_the_log_says_which_were_on(server: LiveServer) -> None:
     with capture_logs() as lines:
         ask(server, "Hello", lora=[*OSAKA, {"name": "lyon", "scale": 0.25}])
         assert wait_until(server.is_idle)
-    (line,) = [line for line in lines if line["event"] == "generation"]
+    (line,) = [line for line in lines if line["event"] == "request_ended"]
     assert line["lora"] == "lyon:0.25,osaka:1"
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from nexa_runtime.chat.messages import Conversation, Message, Role, Tool
 from nexa_runtime.errors import ContextLengthError, ModelNotFoundError, RequestRateError
+from nexa_runtime.serving.call import Call
 from nexa_runtime.serving.dispatcher import Dispatcher
 from nexa_runtime.serving.generation_service import GenerationOptions, GenerationService
 from nexa_runtime.serving.loading import open_pool
@@ -45,21 +46,21 @@ def test_a_count_is_the_prompt_of_the_answer_and_a_request_of_the_tenant() -> No
 
     async def work(dispatcher: Dispatcher) -> None:
         texts = TextService(dispatcher)
-        num_tokens = await texts.count(tenant, QUESTION, model_name=None)
+        num_tokens = await texts.count(tenant, Call(), QUESTION, model_name=None)
         assert dispatcher.admission.rates(tenant)["tokens"].remaining == 1000
         generation = await GenerationService(dispatcher).open_chat(
-            tenant, QUESTION, GenerationOptions(max_tokens=1)
+            tenant, Call(), QUESTION, GenerationOptions(max_tokens=1)
         )
         async for _ in generation.deltas():
             pass
         generation.close()
         assert generation.usage.prompt_tokens == num_tokens > 20
         with pytest.raises(ModelNotFoundError):
-            await texts.count(tenant, QUESTION, model_name="none")
+            await texts.count(tenant, Call(), QUESTION, model_name="none")
         for _ in range(2):
-            await texts.count(tenant, QUESTION, model_name=None)
+            await texts.count(tenant, Call(), QUESTION, model_name=None)
         with pytest.raises(RequestRateError):
-            await texts.count(tenant, QUESTION, model_name=None)
+            await texts.count(tenant, Call(), QUESTION, model_name=None)
 
     served(work)
 
@@ -72,8 +73,8 @@ def test_what_is_too_long_to_answer_is_counted_up_to_a_bound() -> None:
 
     async def work(dispatcher: Dispatcher) -> None:
         texts = TextService(dispatcher)
-        assert await texts.count(tenant, conversation(80), model_name=None) > 64
+        assert await texts.count(tenant, Call(), conversation(80), model_name=None) > 64
         with pytest.raises(ContextLengthError):
-            await texts.count(tenant, conversation(10_000), model_name=None)
+            await texts.count(tenant, Call(), conversation(10_000), model_name=None)
 
     served(work)

@@ -7,7 +7,7 @@ from nexa_runtime.server.errors import json_response
 from nexa_runtime.server.ignored import ignored_header
 from nexa_runtime.server.protocol import embeddings as wire_format
 from nexa_runtime.server.protocol.parameters import EMBEDDING, read_fields
-from nexa_runtime.server.services import is_patient, services, tenant_and_body
+from nexa_runtime.server.services import call_of, services, tenant_and_body
 from nexa_runtime.server.stream import while_connected
 
 
@@ -19,10 +19,10 @@ async def embeddings(request: Request) -> Response:
         request,
         services(request).embedding.embed(
             tenant,
+            call_of(request),
             wire.input,
             model_name=wire.model,
             dimensions=wire.dimensions,
-            is_patient=is_patient(request),
         ),
     )
     return json_response(wire_format.response(wire, result), headers=ignored_header(ignored))

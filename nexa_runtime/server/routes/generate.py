@@ -17,7 +17,7 @@ from nexa_runtime.server.protocol.completion_writer import CompletionWriter
 from nexa_runtime.server.protocol.completions import CompletionRequest
 from nexa_runtime.server.protocol.parameters import CHAT, COMPLETION, read_fields
 from nexa_runtime.server.routes.answering import answer, token_texts
-from nexa_runtime.server.services import is_patient, services, tenant_and_body
+from nexa_runtime.server.services import call_of, services, tenant_and_body
 from nexa_runtime.server.stream import while_connected
 
 
@@ -27,7 +27,7 @@ async def chat_completions(request: Request) -> Response:
     wire, ignored = read_fields(ChatRequest, body, CHAT)
     conversation = wire.to_conversation()
     opening = services(request).generation.open_chat(
-        tenant, conversation, wire.to_options(), is_patient=is_patient(request)
+        tenant, call_of(request), conversation, wire.to_options()
     )
     generation = await while_connected(request, opening)
     writer = ChatWriter(
@@ -46,7 +46,7 @@ async def completions(request: Request) -> Response:
     tenant, body = await tenant_and_body(request)
     wire, ignored = read_fields(CompletionRequest, body, COMPLETION)
     opening = services(request).generation.open_completion(
-        tenant, wire.prompt, wire.to_options(), is_patient=is_patient(request)
+        tenant, call_of(request), wire.prompt, wire.to_options()
     )
     generation = await while_connected(request, opening)
     writer = CompletionWriter(

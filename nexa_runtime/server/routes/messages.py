@@ -15,7 +15,7 @@ from nexa_runtime.server.protocol.anthropic import FIELDS, MessagesRequest
 from nexa_runtime.server.protocol.anthropic_writer import AnthropicWriter
 from nexa_runtime.server.protocol.parameters import read_fields
 from nexa_runtime.server.routes.answering import answer
-from nexa_runtime.server.services import is_patient, services, tenant_and_body
+from nexa_runtime.server.services import call_of, services, tenant_and_body
 from nexa_runtime.server.stream import while_connected
 
 
@@ -24,7 +24,7 @@ async def create_message(request: Request) -> Response:
     tenant, body = await tenant_and_body(request)
     wire, ignored = read_fields(MessagesRequest, body, FIELDS)
     opening = services(request).generation.open_chat(
-        tenant, wire.to_conversation(), wire.to_options(), is_patient=is_patient(request)
+        tenant, call_of(request), wire.to_conversation(), wire.to_options()
     )
     generation = await while_connected(request, opening)
     writer = AnthropicWriter(
@@ -42,7 +42,7 @@ async def count_tokens(request: Request) -> Response:
     wire, ignored = read_fields(MessagesRequest, body, FIELDS)
     wire.to_options()  # what cannot be answered has no prompt either
     counting = services(request).text.count(
-        tenant, wire.to_conversation(), model_name=wire.model, is_patient=is_patient(request)
+        tenant, call_of(request), wire.to_conversation(), model_name=wire.model
     )
     num_tokens = await while_connected(request, counting)
     return json_response({"input_tokens": num_tokens}, headers=ignored_header(ignored))

@@ -7,7 +7,7 @@ from nexa_runtime.server.errors import json_response
 from nexa_runtime.server.ignored import ignored_header
 from nexa_runtime.server.protocol import rerank as wire_format
 from nexa_runtime.server.protocol.parameters import read_fields
-from nexa_runtime.server.services import is_patient, services, tenant_and_body
+from nexa_runtime.server.services import call_of, services, tenant_and_body
 from nexa_runtime.server.stream import while_connected
 
 
@@ -19,12 +19,12 @@ async def rerank(request: Request) -> Response:
         request,
         services(request).reranking.rerank(
             tenant,
+            call_of(request),
             wire.query,
             wire.texts,
             model_name=wire.model,
             top_n=wire.top_n,
             is_raw=wire.raw_scores,
-            is_patient=is_patient(request),
         ),
     )
     return json_response(wire_format.response(wire, ranking), headers=ignored_header(ignored))

@@ -14,7 +14,7 @@ from nexa_runtime.errors import ResponseNotFoundError
 from nexa_runtime.server.protocol.responses import read_request
 from nexa_runtime.server.protocol.responses_writer import ResponsesWriter
 from nexa_runtime.server.routes.answering import answer, token_texts
-from nexa_runtime.server.services import is_patient, services, tenant_and_body, tenant_of
+from nexa_runtime.server.services import call_of, services, tenant_and_body, tenant_of
 from nexa_runtime.server.stream import while_connected
 
 
@@ -24,7 +24,7 @@ async def create_response(request: Request) -> Response:
     wire, ignored = read_request(body)
     conversation = wire.to_conversation()
     opening = services(request).generation.open_chat(
-        tenant, conversation, wire.to_options(), is_patient=is_patient(request)
+        tenant, call_of(request), conversation, wire.to_options()
     )
     generation = await while_connected(request, opening)
     writer = ResponsesWriter(

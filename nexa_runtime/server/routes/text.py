@@ -14,7 +14,7 @@ from nexa_runtime.server.ignored import ignored_header
 from nexa_runtime.server.protocol import tokens as wire_format
 from nexa_runtime.server.protocol.chat import ChatRequest
 from nexa_runtime.server.protocol.parameters import CHAT, read_fields
-from nexa_runtime.server.services import is_patient, services, tenant_and_body
+from nexa_runtime.server.services import call_of, services, tenant_and_body
 from nexa_runtime.server.stream import while_connected
 from nexa_runtime.serving.loaded import LoadedModel
 from nexa_runtime.tenancy.tenant import Tenant
@@ -42,7 +42,7 @@ async def apply_template(request: Request) -> Response:
     """llama-server's: the prompt that a chat of the same body would have."""
     tenant, wire, headers = await _chat(request)
     rendering = services(request).text.render(
-        tenant, wire.to_conversation(), model_name=wire.model, is_patient=is_patient(request)
+        tenant, call_of(request), wire.to_conversation(), model_name=wire.model
     )
     return json_response({"prompt": await while_connected(request, rendering)}, headers=headers)
 
@@ -51,7 +51,7 @@ async def count_chat_tokens(request: Request) -> Response:
     """llama-server's, in the words of OpenAI's ``/v1/responses/input_tokens``: how long that prompt is."""
     tenant, wire, headers = await _chat(request)
     counting = services(request).text.count(
-        tenant, wire.to_conversation(), model_name=wire.model, is_patient=is_patient(request)
+        tenant, call_of(request), wire.to_conversation(), model_name=wire.model
     )
     num_tokens = await while_connected(request, counting)
     body = {"object": "response.input_tokens", "input_tokens": num_tokens}
@@ -74,6 +74,6 @@ async def _encoded(
     ignored: list[str],
 ) -> Response:
     """A response whose JSON ``work`` makes, for any kind of model."""
-    running = services(request).text.run(tenant, work, model_name=model_name, is_patient=is_patient(request))
+    running = services(request).text.run(tenant, call_of(request), work, model_name=model_name)
     content = await while_connected(request, running)
     return Response(content, media_type="application/json", headers=ignored_header(ignored))

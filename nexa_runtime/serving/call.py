@@ -1,0 +1,18 @@
+"""What the server knows of one HTTP request, for the layers below.
+
+``server`` makes one per request; ``cli`` has none to speak of. It owns no behaviour.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """``request_id``: what the client gets as ``x-request-id``. ``endpoint``: the path. ``key_id``: names the
+    key that was shown, and is no part of it. ``is_patient``: whether it waits while its model is loaded.
+    """
+
+    request_id: str = ""
+    endpoint: str = ""
+    key_id: str | None = None
+    is_patient: bool = True
