@@ -240,7 +240,7 @@ def main() -> None:
     try:
         options = {"--slots": arguments.slots, "--ctx-size": _NUM_CELLS}
         settings = {"NEXA_HOST_CACHE": 0}  # what is kept on purpose is not what is looked for
-        tenants = {name: {} for name in TENANTS}
+        tenants: dict[str, dict[str, object]] = {name: {} for name in TENANTS}
         with serving_tenants(tenants, options, settings=settings, log=arguments.log) as server:
             found = summary(*asyncio.run(Load(server, arguments).run()))
     except BenchError as error:

@@ -37,3 +37,8 @@ def slope(points: list[tuple[float, float]]) -> float:
         if end > start
     ]
     return statistics.median(slopes) if slopes else 0.0
+
+
+def least_squares(points: list[tuple[float, float]]) -> float:
+    """Growth per unit of time of the line that fits best."""
+    return statistics.linear_regression(*zip(*points, strict=True)).slope if len(points) > 1 else 0.0

@@ -28,6 +28,7 @@ class Readiness(TypedDict):
     reason: str | None
     model: str
     open_requests: int
+    tasks: int
     slots: NotRequired[int]
     kv_cells: NotRequired[int]
     engine: NotRequired[SchedulerStats]
