@@ -84,12 +84,17 @@ class Child:
         """All that it has said so far."""
         return self.log_path.read_text(errors="replace")
 
+    @property
+    def _last_line(self) -> str:
+        lines = [line for line in self.log.splitlines() if line.strip()]
+        return lines[-1][:300] if lines else "without a word"
+
     async def ready(self, timeout_s: float = 60) -> float:
         """Wait until it takes requests; how long that took. Raises ``BenchError``."""
         begin = time.perf_counter()
         while time.perf_counter() - begin < timeout_s:
             if self.process.poll() is not None:
-                raise BenchError(f"the server ended with {self.process.returncode}: {self.log[-2000:]}")
+                raise BenchError(f"the server ended with {self.process.returncode}: {self._last_line}")
             with suppress(BenchError):
                 if await self.status("/readyz") == 200:
                     return time.perf_counter() - begin

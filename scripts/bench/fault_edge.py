@@ -193,7 +193,7 @@ async def _talk(child: Child, head: bytes, piece: bytes = b"", count: int = 0) -
     said = b""
     try:
         writer.write(head)
-        answer = asyncio.create_task(reader.read(65536))
+        answer = asyncio.create_task(_answer(reader))
         for _ in range(count):
             if answer.done():
                 break
@@ -206,6 +206,16 @@ async def _talk(child: Child, head: bytes, piece: bytes = b"", count: int = 0) -
     finally:
         writer.close()
     return time.perf_counter() - begin, said
+
+
+async def _answer(reader: asyncio.StreamReader) -> bytes:
+    """The head of an answer, and as much of a body as it announces."""
+    try:
+        head = await reader.readuntil(b"\r\n\r\n")
+    except asyncio.IncompleteReadError as error:
+        return error.partial
+    _, found, rest = head.lower().partition(b"content-length:")
+    return head + (await reader.readexactly(int(rest.split(b"\r\n")[0])) if found else b"")
 
 
 def _check_error(said: bytes, status: int) -> None:

@@ -61,10 +61,14 @@ class Totals:
     problems: Counter[str] = field(default_factory=Counter)
     num_cut: int = 0
 
-    @property
-    def num_requests(self) -> int:
-        """Requests sent, those that we have cut too."""
-        return sum(self.by_kind.values())
+    def described(self) -> dict[str, object]:
+        """As JSON has it. ``num_requests``: sent, those that we have cut too."""
+        return {
+            "num_requests": self.by_kind.total(),
+            "num_cut": self.num_cut,
+            "by_kind": dict(self.by_kind),
+            "by_status": dict(self.by_status),
+        }
 
 
 class MixedLoad:

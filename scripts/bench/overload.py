@@ -1,10 +1,10 @@
 """What ten times too many requests cost those that are let in.
 
-Starts a server of its own with the demo model and six tenants. The load: as many clients as there are slots,
-and twice as many again that wait, each of which asks again as soon as it has its answer; who is refused comes
-back when it was told to. It is measured alone, then together with an excess: so many times the requests
-that the load alone gets answered, at even intervals, whatever becomes of them. Both come from all tenants in
-turn, so that fairness between tenants helps nobody.
+Starts a server of its own with the demo model and six tenants. The load: four clients for each slot, each of
+which asks again as soon as it has its answer, so that all slots and three quarters of the queue are taken;
+who is refused comes back when it was told to. It is measured alone, then together with an excess: so many
+times the requests that the load alone gets answered, at even intervals, whatever becomes of them. Both come
+from all tenants in turn, so that fairness between tenants helps nobody.
 
 Times to first token are of requests that were let in, from the moment they were sent, waiting included.
 
@@ -229,14 +229,14 @@ def main() -> None:
     parser.add_argument("--warmup", type=float, default=5, help="seconds of load before the first")
     parser.add_argument("--times", type=float, default=10, help="the excess, in times of what is answered")
     parser.add_argument("--slots", type=int, default=8)
-    parser.add_argument("--clients", type=int, help="of the load; unset: three per slot")
+    parser.add_argument("--clients", type=int, help="of the load; unset: four per slot")
     parser.add_argument("--words", type=int, default=8, help="words of a prompt, of two to three tokens each")
     parser.add_argument("--max-tokens", type=int, default=32, help="tokens of an answer")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--log", type=Path, help="file for the server's log")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write what was measured there")
     arguments = parser.parse_args()
-    arguments.clients = arguments.clients or 3 * arguments.slots
+    arguments.clients = arguments.clients or 4 * arguments.slots
     try:
         options = {"--slots": arguments.slots, "--ctx-size": _NUM_CELLS}
         settings = {"NEXA_HOST_CACHE": 0}  # what is kept on purpose is not what is looked for

@@ -98,8 +98,8 @@ class Soak:
         after = await self._rest()
         return {
             "minutes": self._arguments.minutes,
-            "warm_up": asdict(first),
-            "load": asdict(totals) | {"num_requests": totals.num_requests},
+            "warm_up": first.described(),
+            "load": totals.described(),
             "before": asdict(before),
             "after": asdict(after),
             "rss_mb_per_min": self._growth(),
@@ -182,7 +182,7 @@ def check_records(records: list[dict[str, Any]], num_admitted: int) -> list[str]
 def report(found: dict[str, Any]) -> None:
     """Print the table and the verdict."""
     load = found["load"]
-    print(f"{load['num_requests']} requests, {load['num_cut']} cut by us; statuses {dict(load['by_status'])}")
+    print(f"{load['num_requests']} requests, {load['num_cut']} cut by us; statuses {load['by_status']}")
     print(f"{'':28}{'before':>10}{'after':>10}")
     for field in fields(Sample):
         if field.name != "at_s":
