@@ -93,5 +93,5 @@ class _Pace:
         they do not all come at once.
         """
         step_s = 1.0 if self._per_request_s is None else _MARGIN * self._per_request_s
-        self._booked_until = max(self._booked_until, now) + step_s
-        return min(self._booked_until - now, _MAX_RETRY_S)
+        self._booked_until = min(max(self._booked_until, now) + step_s, now + _MAX_RETRY_S)
+        return self._booked_until - now

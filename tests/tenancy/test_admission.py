@@ -298,6 +298,18 @@ def test_retry_after_follows_the_rate_at_which_requests_end() -> None:
     assert [retry_after_s() for _ in range(9)][-1] == WINDOW_S
 
 
+def test_appointments_end_with_the_excess_that_they_were_given_to() -> None:
+    admission, clock = make(max_queue=0)
+    admission.admit(tenant(), slots=1)
+    for _ in range(10_000):
+        with pytest.raises(OverloadedError):
+            admission.admit(tenant(), slots=1)
+    clock.now += WINDOW_S
+    with pytest.raises(OverloadedError) as caught:
+        admission.admit(tenant(), slots=1)
+    assert caught.value.retry_after_s == 1
+
+
 def test_unlimited_windows_are_not_shown() -> None:
     admission, _ = make()
     assert admission.rates(tenant()) == {}
