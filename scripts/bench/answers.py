@@ -6,7 +6,6 @@ sends nothing: ``mixed``, ``overload`` and ``faults`` bring what they got.
 
 import json
 from collections.abc import Mapping
-from typing import Any
 
 FULL = frozenset({429, 503})
 """Statuses of the tenant's limits and of the box: worth another try, later."""
@@ -40,12 +39,6 @@ def problem_of_stream(lines: list[str]) -> str | None:
     if any(line.startswith(_CUTS) for line in lines):
         return f"a stream was cut: {lines[-4:]}"
     return None if any(line in _ENDINGS for line in lines[-6:]) else f"a stream just ended: {lines[-4:]}"
-
-
-def usage_of(content: Any) -> int:
-    """Tokens that a whole answer says it has used, whichever API it is of; 0: it says nothing."""
-    usage = (content.get("usage") if isinstance(content, dict) else None) or {}
-    return int(usage.get("total_tokens") or usage.get("input_tokens", 0) + usage.get("output_tokens", 0))
 
 
 def _is_positive(value: str | None) -> bool:
