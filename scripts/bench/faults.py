@@ -45,7 +45,8 @@ FAULTS: Mapping[str, Fault] = {
     "sigterm-survivor": Fault(fault_ends.sigterm_survivor, {"NEXA_DRAIN_S": 1}),
     "sigterm-loading": Fault(fault_ends.sigterm_loading),
     "sigterm-twice": Fault(fault_ends.sigterm_twice),
-    "slow-reader": Fault(fault_edge.slow_reader, _EDGE),
+    # A slot for the slow one too: what others lose is to be its slowness, not its request.
+    "slow-reader": Fault(fault_edge.slow_reader, {**_EDGE, "NEXA_SLOTS": 16}),
     "idle-sockets": Fault(fault_edge.idle_sockets, _EDGE),
     "half-header": Fault(fault_edge.half_header, _EDGE),
     "missing-body": Fault(fault_edge.missing_body, _EDGE),
