@@ -7,6 +7,8 @@ map classes to those, once.
     NexaError
     ├── ConfigError                  a setting is missing or out of range
     ├── ClientError                  a running server could not be asked, or refused (for commands)
+    ├── UsageDatabaseError           the database of usage records is away, or does not take them
+    │   └── RecordsRefusedError      it is there, and refuses these records
     ├── StoreError                   the model store or the way into it
     │   ├── UsageError               a command was given what it cannot take
     │   ├── NotFoundError            no such model, repository, revision or file
@@ -80,6 +82,20 @@ class ClientError(NexaError):
         self.url = url
         self.reason = reason
         super().__init__(f"{url} {reason}")
+
+
+class UsageDatabaseError(NexaError):
+    """The database of usage records is away, or not as it must be. ``reason`` never holds the password."""
+
+    code = "usage_database"
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(f"The usage database cannot be used: {reason}")
+
+
+class RecordsRefusedError(UsageDatabaseError):
+    """The database works, and does not take at least one of these records."""
 
 
 class StoreError(NexaError):

@@ -38,6 +38,7 @@ def test_every_error_code_is_documented() -> None:
         cls.code
         for cls in (
             errors.ConfigError, errors.ModelFileError, errors.ClientError, errors.SourceUnavailableError,
+            errors.UsageDatabaseError,
         )
     }  # fmt: skip
     codes = {cls.code for cls in subclasses(errors.NexaError)} - hidden

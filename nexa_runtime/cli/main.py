@@ -319,6 +319,35 @@ def check(
     command.check(tenant, _settings(quiet=True), file=file)
 
 
+usage_app = typer.Typer(help="The table of usage in PostgreSQL or Supabase.", no_args_is_help=True)
+app.add_typer(usage_app, name="usage")
+
+
+@usage_app.command("init")
+def init_usage(
+    is_printed: Annotated[bool, typer.Option("--print", help="print the SQL, and do nothing")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Make the table, or add to an older one what it lacks (NEXA_USAGE_DSN)."""
+    from nexa_runtime.cli import usage as command
+
+    command.init(_settings(quiet=True), Output(as_json), is_printed=is_printed)
+
+
+@usage_app.command("summary")
+def summarize_usage(
+    tenant: Annotated[str | None, typer.Option("--tenant", help="of this tenant alone")] = None,
+    since: Annotated[
+        str, typer.Option("--since", help="a time in ISO 8601, or how long ago, like 90m, 24h or 7d")
+    ] = "24h",
+    as_json: JsonFlag = False,
+) -> None:
+    """Requests, errors, tokens and times by tenant and model, from the table (NEXA_USAGE_DSN)."""
+    from nexa_runtime.cli import usage as command
+
+    command.summarize(_settings(quiet=True), Output(as_json), tenant_id=tenant, since=since)
+
+
 @app.callback(invoke_without_command=True)
 def _root(
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,

@@ -19,12 +19,13 @@ from nexa_runtime.config.operations import LogSettings
 from nexa_runtime.config.server import AccessSettings, ServerSettings
 from nexa_runtime.config.store import ClientSettings, StoreSettings
 from nexa_runtime.config.tenancy import PLACEHOLDER, TenancySettings, VaultSettings
+from nexa_runtime.config.usage_database import UsageDatabaseSettings
 from nexa_runtime.errors import ConfigError
 
 __all__ = [
     "PLACEHOLDER", "SLICES", "AccessSettings", "ClientSettings", "EngineSettings", "LogSettings",
     "ModelSettings", "PoolSettings", "ServerSettings", "ServingSettings", "Settings", "StoreSettings",
-    "TenancySettings", "VaultSettings", "env_names", "load_settings", "parse_bytes",
+    "TenancySettings", "UsageDatabaseSettings", "VaultSettings", "env_names", "load_settings", "parse_bytes",
 ]  # fmt: skip
 
 SliceT = TypeVar("SliceT", bound=Slice)
@@ -45,11 +46,13 @@ class Settings:
     store: StoreSettings
     client: ClientSettings
     log: LogSettings
+    usage_database: UsageDatabaseSettings
 
 
 SLICES: tuple[type[Slice], ...] = (
     ModelSettings, EngineSettings, ServingSettings, PoolSettings, ServerSettings,
     TenancySettings, VaultSettings, AccessSettings, StoreSettings, ClientSettings, LogSettings,
+    UsageDatabaseSettings,
 )  # fmt: skip
 
 
@@ -71,6 +74,7 @@ def load_settings(overrides: Mapping[str, object] | None = None) -> Settings:
         store=_load(StoreSettings, given),
         client=_load(ClientSettings, given),
         log=_load(LogSettings, given),
+        usage_database=_load(UsageDatabaseSettings, given),
     )
 
 

@@ -46,8 +46,10 @@ from nexa_runtime.serving.pulling import Puller
 from nexa_runtime.serving.reranking import RerankService
 from nexa_runtime.serving.text import TextService
 from nexa_runtime.store.hub import Hub
+from nexa_runtime.store.store import state_dir
 from nexa_runtime.tenancy.setup import Tenancy
 from nexa_runtime.usage import Recorder
+from nexa_runtime.usage.database import open_database_sink
 
 _PROBE_ID = "nexa-probe"
 """Asked for at the start, where there is no default tenant: any answer shows that limits can be read."""
@@ -75,7 +77,8 @@ class App(Starlette):
     """The ASGI application. ``dispatcher`` and ``puller`` are ended before connections are closed."""
 
     def __init__(self, pool: ModelPool, tenancy: Tenancy, settings: Settings) -> None:
-        self.recorder = Recorder()
+        database = open_database_sink(settings.usage_database, state_dir(settings.store) / "usage-spool")
+        self.recorder = Recorder([sink for sink in (database,) if sink is not None])
         self.dispatcher = Dispatcher(
             pool, settings.serving, slots=settings.engine.slots, recorder=self.recorder, status_of=status_of
         )
