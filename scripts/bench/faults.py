@@ -63,10 +63,12 @@ DATABASE_FAULTS: Mapping[str, Callable[[Child, Postgres], Awaitable[str]]] = {
 }
 
 ELSEWHERE: Mapping[str, str] = {
+    "clock-jump": "scripts/test tests/server/test_watchdog.py -k jump",
+    "engine-hang": "scripts/test tests/server/test_watchdog.py -k hangs",
     "overload": "scripts/bench/overload",
     "soak": "scripts/bench/soak",
 }
-"""What is shown by something else."""
+"""What is shown by something else: a clock and an engine that fail on purpose are a test's."""
 
 
 @dataclass(frozen=True)
