@@ -1,8 +1,10 @@
 """Settings: environment, overrides, and the sentence for a bad value."""
 
+from pathlib import Path
+
 import pytest
 
-from nexa_runtime.config import load_settings
+from nexa_runtime.config import load_log_settings, load_settings
 from nexa_runtime.errors import ConfigError
 from nexa_runtime.server.app import bind
 
@@ -73,3 +75,49 @@ def test_a_taken_port_is_one_sentence() -> None:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=f"Cannot listen on 127.0.0.1:{port}"):
             bind(load_settings({"NEXA_PORT": port}).server)
+
+
+def test_a_file_of_settings_wins_over_the_environment_and_flags_over_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "nexa.env"
+    file.write_text(
+        "# the box\n\nNEXA_PORT=9000\nexport NEXA_SLOTS = '3'\nNEXA_HOST=\nOTHER=x\nLOG_LEVEL=\"debug\"\n"
+    )
+    monkeypatch.setenv("NEXA_ENV_FILE", str(file))
+    monkeypatch.setenv("NEXA_PORT", "8000")
+    monkeypatch.setenv("NEXA_HOST", "127.0.0.2")
+    settings = load_settings({"NEXA_SLOTS": 4})
+    assert (settings.server.port, settings.engine.slots, settings.log.level) == (9000, 4, "DEBUG")
+    assert settings.server.host == "127.0.0.2"
+    file.write_text("LOG_LEVEL=error")
+    assert load_log_settings().level == "ERROR"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"NEXA_PORT=70000", "NEXA_PORT is '70000', but must be an integer from 0 to 65535"),
+        (b"A=1\nNEXA_API_KEY: secret", "line 2 is not NAME=value"),
+        (b"A=\xff", "is not in UTF-8"),
+        (b"A=" + b"x" * 2**20, "is larger than"),
+        (None, "cannot be read: No such file"),
+    ],
+    ids=["value", "line", "encoding", "size", "missing"],
+)
+def test_a_bad_file_of_settings_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: bytes | None, words: str
+) -> None:
+    file = tmp_path / "nexa.env"
+    if content is not None:
+        file.write_bytes(content)
+    monkeypatch.setenv("NEXA_ENV_FILE", str(file))
+    with pytest.raises(ConfigError) as caught:
+        load_settings()
+    assert words in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_secrets_among_the_settings_are_known() -> None:
+    settings = load_settings({"NEXA_API_KEY": "one", "VAULT_TOKEN": "two", "NEXA_HOST": "no-secret"})
+    assert sorted(settings.secrets()) == ["one", "two"]

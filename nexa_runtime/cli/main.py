@@ -360,11 +360,13 @@ def _root(
 def _store_settings(**overrides: object) -> Settings:
     """For commands that are done in a moment: a damaged record is worth a line, that all is well is not."""
     settings = load_settings(overrides)
-    configure_logging("WARNING" if settings.log.level == "INFO" else settings.log.level)
+    level = "WARNING" if settings.log.level == "INFO" else settings.log.level
+    configure_logging(level, secrets=settings.secrets())
     return settings
 
 
 def _settings(*, quiet: bool = False, **overrides: object) -> Settings:
     settings = load_settings(overrides)
-    configure_logging("ERROR" if quiet and settings.log.level == "INFO" else settings.log.level)
+    level = "ERROR" if quiet and settings.log.level == "INFO" else settings.log.level
+    configure_logging(level, secrets=settings.secrets())
     return settings

@@ -5,6 +5,8 @@ Owns the order of the start: the port first (it fails at once), then the model, 
 
 import asyncio
 import gc
+import os
+import signal
 import sys
 
 import typer
@@ -15,6 +17,7 @@ from nexa_runtime.server.app import App, Server, bind
 from nexa_runtime.server.auth import check_exposure
 from nexa_runtime.serving.loaded import LoadedModel
 from nexa_runtime.serving.pool import ModelPool
+from nexa_runtime.telemetry import log_crashes, stderr_behind
 from nexa_runtime.tenancy.setup import open_tenancy
 
 _GPU_SWITCH_INTERVAL_S = 2e-4
@@ -23,8 +26,12 @@ that is right: with eight clients on a 0.5B model, 75 tokens/s at 5 ms and 63 at
 """
 
 
+@stderr_behind()
 def serve(settings: Settings) -> None:
     """Serve until SIGINT or SIGTERM. Raises ``NexaError`` when the server cannot start."""
+    log_crashes()
+    if not os.isatty(0):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to reload; see ``reload``
     check_exposure(settings.server.host, settings.access)
     tenancy = open_tenancy(settings.tenancy, settings.vault)
     listener = bind(settings.server)

@@ -1,12 +1,13 @@
 """Settings: what the owner of the box can turn, read once at start.
 
 Owns the names, ranges, defaults and descriptions of all settings, one frozen slice per layer. Values come
-from the environment; command-line flags override them. It never reads files or looks at the machine.
-``load_settings`` is called by ``cli`` alone; the layers below receive their slice.
+from the environment; the file that ``NEXA_ENV_FILE`` names wins over it, and flags over both. It never looks
+at the machine. ``load_settings`` is called by ``cli`` alone; the layers below receive their slice.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from pathlib import Path
 from types import NoneType
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -14,8 +15,9 @@ from pydantic import SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 
 from nexa_runtime.config.base import LISTS, Slice, env_names, parse_bytes
+from nexa_runtime.config.env_file import read_env_file
 from nexa_runtime.config.models import EngineSettings, ModelSettings, PoolSettings, ServingSettings
-from nexa_runtime.config.operations import LogSettings
+from nexa_runtime.config.operations import FileSettings, LogSettings
 from nexa_runtime.config.server import AccessSettings, ServerSettings
 from nexa_runtime.config.store import ClientSettings, StoreSettings
 from nexa_runtime.config.tenancy import PLACEHOLDER, TenancySettings, VaultSettings
@@ -23,9 +25,10 @@ from nexa_runtime.config.usage_database import UsageDatabaseSettings
 from nexa_runtime.errors import ConfigError
 
 __all__ = [
-    "PLACEHOLDER", "SLICES", "AccessSettings", "ClientSettings", "EngineSettings", "LogSettings",
-    "ModelSettings", "PoolSettings", "ServerSettings", "ServingSettings", "Settings", "StoreSettings",
-    "TenancySettings", "UsageDatabaseSettings", "VaultSettings", "env_names", "load_settings", "parse_bytes",
+    "PLACEHOLDER", "SLICES", "AccessSettings", "ClientSettings", "EngineSettings", "FileSettings",
+    "LogSettings", "ModelSettings", "PoolSettings", "ServerSettings", "ServingSettings", "Settings",
+    "StoreSettings", "TenancySettings", "UsageDatabaseSettings", "VaultSettings", "env_names",
+    "load_log_settings", "load_settings", "parse_bytes",
 ]  # fmt: skip
 
 SliceT = TypeVar("SliceT", bound=Slice)
@@ -48,11 +51,16 @@ class Settings:
     log: LogSettings
     usage_database: UsageDatabaseSettings
 
+    def secrets(self) -> list[str]:
+        """The texts among them that nobody may read."""
+        values = [value for one in fields(self) for _, value in getattr(self, one.name)]
+        return [value.get_secret_value() for value in values if isinstance(value, SecretStr)]
+
 
 SLICES: tuple[type[Slice], ...] = (
     ModelSettings, EngineSettings, ServingSettings, PoolSettings, ServerSettings,
     TenancySettings, VaultSettings, AccessSettings, StoreSettings, ClientSettings, LogSettings,
-    UsageDatabaseSettings,
+    FileSettings, UsageDatabaseSettings,
 )  # fmt: skip
 
 
@@ -61,7 +69,7 @@ def load_settings(overrides: Mapping[str, object] | None = None) -> Settings:
 
     Raises ``ConfigError`` with one sentence that names the setting and its range.
     """
-    given = {name: value for name, value in (overrides or {}).items() if value is not None}
+    given = _of_file() | {name: value for name, value in (overrides or {}).items() if value is not None}
     return Settings(
         model=_load(ModelSettings, given),
         engine=_load(EngineSettings, given),
@@ -76,6 +84,17 @@ def load_settings(overrides: Mapping[str, object] | None = None) -> Settings:
         log=_load(LogSettings, given),
         usage_database=_load(UsageDatabaseSettings, given),
     )
+
+
+def load_log_settings() -> LogSettings:
+    """How logs are written, by the environment and the file as it is now. Raises ``ConfigError``."""
+    return _load(LogSettings, _of_file())
+
+
+def _of_file() -> dict[str, object]:
+    """What the file says, if one is named."""
+    path = _load(FileSettings, {}).env_file
+    return {} if path is None else dict(read_env_file(Path(path).expanduser()))
 
 
 def _load(cls: type[SliceT], given: Mapping[str, object]) -> SliceT:

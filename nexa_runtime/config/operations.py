@@ -7,6 +7,17 @@ from pydantic import AliasChoices, Field, field_validator
 from nexa_runtime.config.base import Slice
 
 
+class FileSettings(Slice):
+    """Where further settings are written."""
+
+    env_file: str | None = Field(
+        None,
+        validation_alias="NEXA_ENV_FILE",
+        min_length=1,
+        description="file with settings as lines of NAME=value, which win over the environment",
+    )
+
+
 class LogSettings(Slice):
     """What is written to stderr."""
 

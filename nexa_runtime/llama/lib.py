@@ -5,7 +5,6 @@ Owns the import of ``llama_cpp`` and llama.cpp's log callback. It never wraps si
 """
 
 import ctypes
-import logging
 import os
 from collections import deque
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 import llama_cpp.llama_cpp as C
 
-from nexa_runtime.telemetry import get_logger
+from nexa_runtime.telemetry import get_logger, is_debugging
 
 __all__ = ["C", "captured_log", "recent_errors"]
 
@@ -42,7 +41,7 @@ def recent_errors(*, clear: bool = False) -> list[str]:
 @C.llama_log_callback  # type: ignore[untyped-decorator]
 def _on_log(level: int, text: bytes, _: ctypes.c_void_p) -> None:
     is_error = level == _LEVEL_ERROR
-    if not is_error and not _log.is_enabled_for(logging.DEBUG):
+    if not is_error and not is_debugging():
         return
     if line := text.decode("utf-8", "replace").strip():
         if is_error:

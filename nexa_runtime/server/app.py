@@ -24,6 +24,7 @@ from nexa_runtime.errors import ConfigError, NexaError
 from nexa_runtime.server.auth import Gate
 from nexa_runtime.server.errors import on_http_error, on_nexa_error, status_of
 from nexa_runtime.server.middleware import RequestMiddleware
+from nexa_runtime.server.reload import Reloader
 from nexa_runtime.server.routes import (
     admin,
     docs,
@@ -83,6 +84,7 @@ class App(Starlette):
             pool, settings.serving, slots=settings.engine.slots, recorder=self.recorder, status_of=status_of
         )
         self.puller = Puller(pool.library.store, pool.library.catalog, Hub(settings.store))
+        self.reloader = Reloader(pool.library, self.puller, tenancy.directory, settings)
         self._tenancy = tenancy
         gate = Gate(settings.access, tenancy)
         self._services = Services(
@@ -140,6 +142,7 @@ class App(Starlette):
         directory.on_change(self.dispatcher.update_tenant)
         self.recorder.start()
         self.dispatcher.start()
+        self.reloader.start()
         tasks = [
             asyncio.create_task(directory.wait_answered(self._tenancy.default_id or _PROBE_ID)),
             asyncio.create_task(self._watch_limits()),
@@ -147,6 +150,7 @@ class App(Starlette):
         try:
             yield {"services": self._services}
         finally:
+            self.reloader.stop()
             for task in tasks:
                 task.cancel()
             await self.dispatcher.stop()

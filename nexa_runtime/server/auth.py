@@ -51,7 +51,10 @@ def check_exposure(host: str, access: AccessSettings) -> None:
 
 
 class Gate:
-    """Resolves requests to tenants. ``is_open``: the server has no keys, and trusts no network instead."""
+    """Resolves requests to tenants. ``is_open``: the server has no keys, and trusts no network instead.
+
+    ``request.state.key_id`` names the key that was shown, also one that is refused.
+    """
 
     def __init__(self, access: AccessSettings, tenancy: Tenancy) -> None:
         self._access = access
@@ -91,6 +94,7 @@ class Gate:
         key = _key_of(request, is_strict=True)
         if key is None:
             raise AuthenticationError("The admin key is needed: send it as Authorization: Bearer.")
+        request.state.key_id = keys.key_id(key)
         if keys.matches(key, self._admin_digests):
             return
         if keys.matches(key, self._service_digests):
@@ -102,6 +106,7 @@ class Gate:
         self._check_address(request)
 
     async def _tenant_of_key(self, request: Request, key: str) -> Tenant:
+        request.state.key_id = keys.key_id(key)
         if keys.matches(key, self._service_digests):
             return await self._named(request)
         if keys.matches(key, self._admin_digests):

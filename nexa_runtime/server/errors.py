@@ -155,6 +155,7 @@ def _fault(error: Exception) -> _Fault:
 
 
 def _response(fault: _Fault, scope: Scope, headers: Mapping[str, str]) -> Response:
+    scope["state"]["error_code"] = fault.code
     if is_anthropic(scope["path"]):
         body = _anthropic_body(fault, scope["state"]["request_id"])
     else:

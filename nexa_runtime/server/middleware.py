@@ -1,7 +1,7 @@
 """Around every request: its id, its line in the log, and an answer even when the code has a bug.
 
 Pure ASGI; it never reads bodies. ``state["request_id"]`` is set here, ``state["answer_headers"]`` by whoever
-knows the tenant.
+knows the tenant; so are ``key_id``, ``model`` (as the client named it) and ``error_code``, for the log.
 """
 
 import re
@@ -16,6 +16,7 @@ from nexa_runtime.telemetry import bind_request, get_logger
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _QUIET_PATHS = frozenset({"/health", "/readyz"})
+_MAX_PATH_CHARS = 200
 
 _log = get_logger("server")
 
@@ -34,7 +35,8 @@ class RequestMiddleware:
             return
         given = Headers(scope=scope).get("x-request-id", "")
         request_id = given if _SANE_ID.fullmatch(given) else f"req_{uuid.uuid4().hex}"
-        scope.setdefault("state", {})["request_id"] = request_id
+        state = scope.setdefault("state", {})
+        state.update(request_id=request_id, key_id=None, model=None, error_code=None)
         status = 0
         start = time.monotonic()
 
@@ -46,7 +48,7 @@ class RequestMiddleware:
                 headers["x-request-id"] = request_id
                 if is_anthropic(scope["path"]):
                     headers["request-id"] = request_id
-                if (answer_headers := scope["state"].get("answer_headers")) is not None:
+                if (answer_headers := state.get("answer_headers")) is not None:
                     headers.update(answer_headers())
             await send(message)
 
@@ -54,11 +56,19 @@ class RequestMiddleware:
             try:
                 await self._app(scope, receive, send_with_id)
             except Exception as error:
-                _log.exception("request_crashed", path=scope["path"])
+                _log.exception("request_crashed", path=scope["path"][:_MAX_PATH_CHARS])
                 if status:
                     raise
                 await error_response(error, scope)(scope, receive, send_with_id)
             finally:
                 log = _log.debug if scope["path"] in _QUIET_PATHS else _log.info
-                elapsed_ms = round((time.monotonic() - start) * 1e3, 1)
-                log("request", method=scope["method"], path=scope["path"], status=status, ms=elapsed_ms)
+                log(
+                    "request",
+                    method=scope["method"],
+                    path=scope["path"][:_MAX_PATH_CHARS],
+                    status=status,
+                    key_id=state["key_id"],
+                    model=state["model"],
+                    code=state["error_code"],
+                    ms=round((time.monotonic() - start) * 1e3, 1),
+                )

@@ -16,7 +16,7 @@ from nexa_runtime.serving.generation_service import GenerationService
 from nexa_runtime.serving.pulling import Puller
 from nexa_runtime.serving.reranking import RerankService
 from nexa_runtime.serving.text import TextService
-from nexa_runtime.telemetry import bind_tenant
+from nexa_runtime.telemetry import bind_caller
 from nexa_runtime.tenancy.admission import RateState
 from nexa_runtime.tenancy.setup import Tenancy
 from nexa_runtime.tenancy.tenant import Tenant
@@ -54,7 +54,7 @@ async def tenant_of(request: Request) -> Tenant:
     Raises as ``Gate.tenant``.
     """
     tenant = await services(request).gate.tenant(request)
-    bind_tenant(tenant.id)
+    bind_caller(tenant.id, request.state.key_id)
     admission = services(request).dispatcher.admission
     request.state.answer_headers = lambda: _rate_headers(admission.rates(tenant))
     return tenant
@@ -66,6 +66,7 @@ async def tenant_and_body(request: Request) -> tuple[Tenant, dict[str, object]]:
     """
     tenant = await tenant_of(request)
     body = await read_json_object(request, services(request).settings)
+    request.state.model = body.get("model")
     return await services(request).tenancy.directory.resolve(tenant.id), body
 
 
@@ -74,6 +75,7 @@ def call_of(request: Request) -> Call:
     return Call(
         request_id=request.state.request_id,
         endpoint=request.url.path,
+        key_id=request.state.key_id,
         is_patient=request.headers.get("x-nexa-wait") != "0",
     )
 

@@ -117,6 +117,11 @@ class Library:
         """The model of a request that names none; None while it is not there."""
         return next((one for one in self.sources() if one.is_pinned), None)
 
+    def use_catalog(self, catalog: Catalog) -> None:
+        """Take options from another catalog from now on. A model that has others by it is another source."""
+        self.catalog = catalog
+        self._known, self._stamp = {}, None
+
     def find(self, name: str) -> ModelSource | None:
         """What goes by that name; where several do, the default, or else the one whose id it is."""
         found = [source for source in self.sources() if source.goes_by(name)]

@@ -92,6 +92,10 @@ class Puller:
         self._turns = threading.Semaphore(_MAX_RUNNING)
         self._is_stopping = False
 
+    def use_catalog(self, catalog: Catalog) -> None:
+        """Pulls that start from now on go by another catalog."""
+        self._catalog = catalog
+
     def start(self, name: str) -> Pull:
         """Bring a model. On the event loop. Raises ``ShuttingDownError``."""
         if self._is_stopping:

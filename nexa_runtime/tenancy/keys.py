@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from nexa_runtime.tenancy.tenant import TENANT_ID, check_tenant_id
 
 _NUM_SECRET_BYTES = 32
+_NUM_ID_DIGITS = 8
 
 # A tenant id has no underscore, so the first one behind it is where it ends.
 _TENANT_KEY = re.compile(r"nexa_([a-z0-9-]{1,64})_[A-Za-z0-9_-]{43}")
@@ -28,6 +29,11 @@ def digest(key: str) -> bytes:
     """The SHA-256 of a key in UTF-8, 32 bytes."""
     # What a client sends may hold lone surrogates; it is a wrong key then, not an error.
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
+
+
+def key_id(key: str) -> str:
+    """What names a key in logs: how its digest begins, which is in the settings or limits it is known by."""
+    return digest(key).hex()[:_NUM_ID_DIGITS]
 
 
 def tenant_of(key: str) -> str | None:
