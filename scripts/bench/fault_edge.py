@@ -41,7 +41,7 @@ async def slow_reader(child: Child) -> str:
     ratio = _p95(beside) / _p95(alone)
     expect(ratio <= 2.5, f"the time to first token of the others is {ratio:.2f} times as long")
     expect(grown <= _MAX_GROWTH_MB, f"memory grew by {grown:.1f} MB")
-    fate = "was dropped by the server" if is_cut else "was still served"
+    fate = "was dropped by the server" if is_cut else "was not cut"
     return (
         f"{len(beside)} normal streams were complete, TTFT p95 {_p95(beside) * 1e3:.0f} ms"
         f" ({_p95(alone) * 1e3:.0f} without), memory {grown:+.1f} MB;"
