@@ -20,6 +20,7 @@ map classes to those, once.
     ├── ModelFileError               a model file is absent, damaged or does not fit
     ├── LlamaGuardError              a call that would have killed the process was refused
     ├── SourceUnavailableError       the source of limits gives no word
+    ├── DiscoveryError               etcd could not be asked, or refused (for the log)
     ├── TenantConfigError            a tenant's limits cannot be told
     │   ├── TenantConfigInvalidError
     │   └── TenantConfigUnavailableError
@@ -182,6 +183,10 @@ class SourceUnavailableError(NexaError):
     def __init__(self, reason: str) -> None:
         self.reason = reason
         super().__init__(f"the limits cannot be read: {reason}")
+
+
+class DiscoveryError(NexaError):
+    """The server could not be registered, or its registration not be kept; serving goes on."""
 
 
 class TenantConfigError(NexaError):

@@ -15,6 +15,7 @@ from nexa_runtime.cli.loading import load_pool
 from nexa_runtime.config import Settings
 from nexa_runtime.server.app import App, Server, bind
 from nexa_runtime.server.auth import check_exposure
+from nexa_runtime.server.discovery import base_url
 from nexa_runtime.serving.loaded import LoadedModel
 from nexa_runtime.serving.pool import ModelPool
 from nexa_runtime.telemetry import log_crashes, stderr_behind
@@ -33,6 +34,8 @@ def serve(settings: Settings) -> None:
     if not os.isatty(0):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to reload; see ``reload``
     check_exposure(settings.server.host, settings.access)
+    if settings.discovery.etcd_url is not None:
+        base_url(settings.server, settings.discovery)
     tenancy = open_tenancy(settings.tenancy, settings.vault)
     listener = bind(settings.server)
     try:

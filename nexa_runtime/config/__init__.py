@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 from nexa_runtime.config.base import LISTS, Slice, env_names, parse_bytes
 from nexa_runtime.config.env_file import read_env_file
 from nexa_runtime.config.models import EngineSettings, ModelSettings, PoolSettings, ServingSettings
-from nexa_runtime.config.operations import FileSettings, LogSettings
+from nexa_runtime.config.operations import DiscoverySettings, FileSettings, HealthSettings, LogSettings
 from nexa_runtime.config.server import AccessSettings, ServerSettings
 from nexa_runtime.config.store import ClientSettings, StoreSettings
 from nexa_runtime.config.tenancy import PLACEHOLDER, TenancySettings, VaultSettings
@@ -25,10 +25,10 @@ from nexa_runtime.config.usage_database import UsageDatabaseSettings
 from nexa_runtime.errors import ConfigError
 
 __all__ = [
-    "PLACEHOLDER", "SLICES", "AccessSettings", "ClientSettings", "EngineSettings", "FileSettings",
-    "LogSettings", "ModelSettings", "PoolSettings", "ServerSettings", "ServingSettings", "Settings",
-    "StoreSettings", "TenancySettings", "UsageDatabaseSettings", "VaultSettings", "env_names",
-    "load_log_settings", "load_settings", "parse_bytes",
+    "PLACEHOLDER", "SLICES", "AccessSettings", "ClientSettings", "DiscoverySettings", "EngineSettings",
+    "FileSettings", "HealthSettings", "LogSettings", "ModelSettings", "PoolSettings", "ServerSettings",
+    "ServingSettings", "Settings", "StoreSettings", "TenancySettings", "UsageDatabaseSettings",
+    "VaultSettings", "env_names", "load_log_settings", "load_settings", "parse_bytes",
 ]  # fmt: skip
 
 SliceT = TypeVar("SliceT", bound=Slice)
@@ -49,6 +49,8 @@ class Settings:
     store: StoreSettings
     client: ClientSettings
     log: LogSettings
+    health: HealthSettings
+    discovery: DiscoverySettings
     usage_database: UsageDatabaseSettings
 
     def secrets(self) -> list[str]:
@@ -60,7 +62,7 @@ class Settings:
 SLICES: tuple[type[Slice], ...] = (
     ModelSettings, EngineSettings, ServingSettings, PoolSettings, ServerSettings,
     TenancySettings, VaultSettings, AccessSettings, StoreSettings, ClientSettings, LogSettings,
-    FileSettings, UsageDatabaseSettings,
+    HealthSettings, DiscoverySettings, FileSettings, UsageDatabaseSettings,
 )  # fmt: skip
 
 
@@ -82,6 +84,8 @@ def load_settings(overrides: Mapping[str, object] | None = None) -> Settings:
         store=_load(StoreSettings, given),
         client=_load(ClientSettings, given),
         log=_load(LogSettings, given),
+        health=_load(HealthSettings, given),
+        discovery=_load(DiscoverySettings, given),
         usage_database=_load(UsageDatabaseSettings, given),
     )
 

@@ -6,7 +6,7 @@ prefill, on the accounts that generation uses too: so neither half waits for the
 ``engine.py`` calls it, on the engine thread only.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -74,6 +74,8 @@ class EmbeddingLane:
         self._step_tokens = step_tokens
         self._jobs: dict[int, _Job] = {}
         """In the order in which they have their turn."""
+        self.inputs: Sequence[Tokens] = ()
+        """Inputs that are being computed."""
 
     def least_virtual_time(self) -> float | None:
         """That of the tenant who is next here; None with nothing to do."""
@@ -164,7 +166,11 @@ class EmbeddingLane:
         ]
         if self._context is None:
             self._context = self._make_context()
-        vectors = iter(self._context.embed(inputs))
+        self.inputs = inputs
+        try:
+            vectors = iter(self._context.embed(inputs))
+        finally:
+            self.inputs = ()
         for job, count in batch:
             work = sum(map(len, job.request.inputs[job.num_done : job.num_done + count]))
             self._accounts.charge(job.request.share.tenant_id, EMBEDDING_WORK * work)

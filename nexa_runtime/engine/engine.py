@@ -9,7 +9,7 @@ the receiver must be quick and must not raise. ``serving`` calls it.
 import threading
 from collections.abc import Callable
 
-from nexa_runtime.engine.model_engine import ModelEngine, News
+from nexa_runtime.engine.model_engine import ModelEngine, News, StepShape
 from nexa_runtime.errors import DecodeError
 from nexa_runtime.telemetry import get_logger
 
@@ -23,6 +23,12 @@ class Engine:
 
     def __init__(self, publish: Publish) -> None:
         """``publish`` is called on the engine thread with each step's news."""
+        self.is_busy = False
+        """Whether the thread works, and does not wait for work. Any thread may read it, and ``num_turns``."""
+        self.num_turns = 0
+        """How often it has looked for work: while it is busy and this stays, one turn is under way."""
+        self._acting: ModelEngine | None = None
+        """The model that acts, or acted last."""
         self._publish = publish
         self._models: list[ModelEngine] = []
         """Those that have waited longest come first."""
@@ -40,6 +46,17 @@ class Engine:
     def is_alive(self) -> bool:
         """Whether the thread runs."""
         return self._thread.is_alive()
+
+    @property
+    def thread_id(self) -> int | None:
+        """The thread's, as in ``sys._current_frames``; None before ``start``."""
+        return self._thread.ident
+
+    @property
+    def step_shape(self) -> StepShape | None:
+        """What is being computed at this moment; any thread may ask."""
+        model = self._acting
+        return None if model is None else model.step_shape
 
     def attach(self, model: ModelEngine) -> None:
         """Run a model's steps from now on; it takes no requests once ``stop`` was called. Any thread."""
@@ -65,15 +82,19 @@ class Engine:
     def _run(self) -> None:
         while not self._is_stopping:
             self._wake.clear()
+            self.num_turns += 1
+            self.is_busy = True
             self._take_changes()
             if not self._step():
                 for model in self._models:
                     model.rest()
                 if not self._is_stopping:  # stop's wake-up may have been cleared with the others'
+                    self.is_busy = False
                     self._wake.wait()
         self._take_changes()
         for model in self._models:
             self._end(model)
+        self.is_busy = False
 
     def _take_changes(self) -> None:
         """Models that came and went, and all that is in the inboxes."""
@@ -101,6 +122,7 @@ class Engine:
     def _guarded(self, model: ModelEngine, act: Callable[[], bool | None]) -> bool:
         """Let a model act; a bug there ends its requests, and no client waits for ever."""
         is_busy = False
+        self._acting = model
         try:
             is_busy = bool(act())
         except Exception as error:  # noqa: BLE001
@@ -111,6 +133,7 @@ class Engine:
 
     def _end(self, model: ModelEngine) -> None:
         self._guarded(model, model.end)
+        self._acting = None
         model.note_ended()
 
     def _hand_over(self, model: ModelEngine) -> None:

@@ -103,6 +103,8 @@ class GenerationLane:
         self._since_idle = StepCounts()
         self.totals = StepCounts()
         """All steps so far."""
+        self.plan: StepPlan | None = None
+        """Of the step that is under way."""
 
     @property
     def num_live(self) -> int:
@@ -163,15 +165,18 @@ class GenerationLane:
         plan = self.scheduler.schedule(now)
         if plan is None:
             return False
+        self.plan = plan
         result = self.runner.execute(plan)
         for advance in self.scheduler.commit(plan, result):
             self._take_advance(advance, emit)
+        self.plan = None
         if plan.chunks:
             self._count(plan, result.elapsed_s)
         return True
 
     def fail_all(self, error: NexaError, emit: Emit) -> None:
         """End whatever lives, and leave the context empty."""
+        self.plan = None
         for key, (sequence, _) in list(self._live.items()):
             if self.scheduler.is_alive(key):
                 self.scheduler.finish(sequence, FinishReason.ERROR)

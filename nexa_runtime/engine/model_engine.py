@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import assert_never
+from typing import Literal, assert_never
 
 from nexa_runtime.engine.embedder import Embedded, EmbeddingLane, EmbeddingRequest
 from nexa_runtime.engine.generation_lane import Delta, GenerationLane, GenerationRequest
@@ -41,10 +41,25 @@ class _UpdateShare:
     share: TenantShare
 
 
+@dataclass(frozen=True, slots=True)
+class StepShape:
+    """What one step computes. ``num_rows``: tokens; ``num_sequences``: of generations, or inputs to embed."""
+
+    model: str
+    lane: Literal["generation", "embedding"]
+    num_rows: int
+    num_decode_rows: int
+    num_sequences: int
+
+
 class ModelEngine:
     """Runs the lanes of one model, once it is attached to an ``Engine``. A stopped one is not used again."""
 
-    def __init__(self, *, generation: GenerationLane | None, embedding: EmbeddingLane | None) -> None:
+    def __init__(
+        self, name: str, *, generation: GenerationLane | None, embedding: EmbeddingLane | None
+    ) -> None:
+        """``name``: the model's, for logs."""
+        self.name = name
         self.generation = generation
         self.embedding = embedding
         self.wake: Callable[[], None] = lambda: None
@@ -66,6 +81,17 @@ class ModelEngine:
     def is_alive(self) -> bool:
         """Whether it is attached and has not ended."""
         return self._is_attached and not self._has_ended.is_set()
+
+    @property
+    def step_shape(self) -> StepShape | None:
+        """Of the step that is under way; any thread may ask."""
+        plan = self.generation.plan if self.generation is not None else None
+        if plan is not None:
+            return StepShape(self.name, "generation", plan.num_rows, plan.num_decode_rows, len(plan.chunks))
+        inputs = self.embedding.inputs if self.embedding is not None else ()
+        if inputs:
+            return StepShape(self.name, "embedding", sum(map(len, inputs)), 0, len(inputs))
+        return None
 
     def submit(self, key: int, request: GenerationRequest | EmbeddingRequest) -> None:
         """Hand a request over, of a kind that this model has a lane for. ``key``: no other request has it.

@@ -22,8 +22,11 @@ from starlette.routing import Route
 from nexa_runtime.config import ServerSettings, Settings
 from nexa_runtime.errors import ConfigError, NexaError
 from nexa_runtime.server.auth import Gate
+from nexa_runtime.server.discovery import Registration
 from nexa_runtime.server.errors import on_http_error, on_nexa_error, status_of
+from nexa_runtime.server.metadata import About
 from nexa_runtime.server.middleware import RequestMiddleware
+from nexa_runtime.server.readiness import Readiness
 from nexa_runtime.server.reload import Reloader
 from nexa_runtime.server.routes import (
     admin,
@@ -32,6 +35,7 @@ from nexa_runtime.server.routes import (
     generate,
     health,
     messages,
+    metadata,
     models,
     ollama,
     rerank,
@@ -39,6 +43,7 @@ from nexa_runtime.server.routes import (
     text,
 )
 from nexa_runtime.server.services import Services, State
+from nexa_runtime.server.watchdog import Watchdog
 from nexa_runtime.serving.dispatcher import Dispatcher
 from nexa_runtime.serving.embedding import EmbeddingService
 from nexa_runtime.serving.generation_service import GenerationService
@@ -86,6 +91,7 @@ class App(Starlette):
         self.puller = Puller(pool.library.store, pool.library.catalog, Hub(settings.store))
         self.reloader = Reloader(pool.library, self.puller, tenancy.directory, settings)
         self._tenancy = tenancy
+        self._watchdog = Watchdog(settings.health.step_limit_s)
         gate = Gate(settings.access, tenancy)
         self._services = Services(
             gate,
@@ -97,7 +103,15 @@ class App(Starlette):
             settings.server,
             RerankService(self.dispatcher),
             TextService(self.dispatcher),
+            Readiness(self.dispatcher, tenancy.directory, self._watchdog),
+            About(pool, settings, is_open=gate.is_open),
         )
+        self._registration = None
+        if settings.discovery.etcd_url is not None:
+            services = self._services
+            self._registration = Registration(
+                settings.server, settings.discovery, services.readiness, services.about.summary
+            )
         super().__init__(
             routes=[
                 Route("/v1/chat/completions", generate.chat_completions, methods=["POST"]),
@@ -117,6 +131,7 @@ class App(Starlette):
                 Route("/api/version", ollama.version),
                 Route("/api/tags", ollama.tags),
                 Route("/api/show", ollama.show, methods=["POST"]),
+                Route("/v1/metadata", metadata.metadata),
                 Route("/v1/models", models.list_models),
                 Route("/v1/models/{name:path}", models.get_model),
                 Route("/admin/models", admin.list_models),
@@ -142,6 +157,9 @@ class App(Starlette):
         directory.on_change(self.dispatcher.update_tenant)
         self.recorder.start()
         self.dispatcher.start()
+        self._watchdog.start(self.dispatcher.engine)
+        if self._registration is not None:
+            self._registration.start()
         self.reloader.start()
         tasks = [
             asyncio.create_task(directory.wait_answered(self._tenancy.default_id or _PROBE_ID)),
@@ -153,10 +171,13 @@ class App(Starlette):
             self.reloader.stop()
             for task in tasks:
                 task.cancel()
+            if self._registration is not None:
+                await self._registration.close()
             await self.dispatcher.stop()
             await self.dispatcher.close()
             await self.recorder.close()
             await directory.close()
+            self._watchdog.stop()
 
     async def _watch_limits(self) -> None:
         """Look at the limits of tenants that have something running: a change must not wait for a request."""

@@ -9,6 +9,8 @@ from starlette.requests import Request
 from nexa_runtime.config import ServerSettings
 from nexa_runtime.server.auth import Gate
 from nexa_runtime.server.body import read_json_object
+from nexa_runtime.server.metadata import About
+from nexa_runtime.server.readiness import Readiness
 from nexa_runtime.serving.call import Call
 from nexa_runtime.serving.dispatcher import Dispatcher
 from nexa_runtime.serving.embedding import EmbeddingService
@@ -35,6 +37,8 @@ class Services:
     settings: ServerSettings
     reranking: RerankService
     text: TextService
+    readiness: Readiness
+    about: About
 
 
 class State(TypedDict):

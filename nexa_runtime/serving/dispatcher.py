@@ -1,7 +1,7 @@
 """The border between the event loop and the engine threads.
 
 Owns the worker threads that prepare prompts, the way of each step's news to whoever waits for it, and that
-nobody is let in once it stops. Lives on one event loop. ``generation`` and ``embedding`` use it;
+nobody is let in once it drains. Lives on one event loop. ``generation`` and ``embedding`` use it;
 ``server`` and ``cli`` start and stop it.
 """
 
@@ -42,7 +42,7 @@ _NUM_COMPILE_THREADS = 4
 
 
 class Dispatcher:
-    """``start`` before the first request, ``stop`` and ``close`` after the last."""
+    """``start`` before the first request; ``drain`` lets in no more, then ``stop`` and ``close``."""
 
     def __init__(
         self,
@@ -67,25 +67,28 @@ class Dispatcher:
         self._receivers: dict[int, Callable[[News], None]] = {}
         self._unready: set[int] = set()
         """Keys of public prefixes that are still computed."""
-        self._is_stopping = False
+        self.is_draining = False
+        """Whether what was admitted is finished, and nothing new is."""
         self._threads = anyio.CapacityLimiter(_NUM_PROMPT_THREADS)
         self._compile_threads = anyio.CapacityLimiter(_NUM_COMPILE_THREADS)
         self._compile_turns = Turns()
         self._prepare_turns = Turns()
 
     @property
-    def is_ready(self) -> bool:
-        """Whether requests are taken and the default model answers."""
-        return self.unready_reason is None
+    def is_running(self) -> bool:
+        """Whether the engine thread lives."""
+        return self._engine is not None and self._engine.is_alive
 
     @property
-    def unready_reason(self) -> str | None:
-        """Why not, in one sentence."""
-        if self._is_stopping or self._engine is None or not self._engine.is_alive:
-            return "The engine does not run."
-        if self._unready:
-            return "The default model is being prepared."
-        return self.pool.default_problem
+    def is_preparing(self) -> bool:
+        """Whether public prefixes are still computed."""
+        return bool(self._unready)
+
+    @property
+    def engine(self) -> Engine:
+        """The engine, after ``start``."""
+        assert self._engine is not None
+        return self._engine
 
     @property
     def num_open(self) -> int:
@@ -104,9 +107,13 @@ class Dispatcher:
         self.pool.on_load(self._on_load)
         self.pool.start(self._engine)
 
+    def drain(self) -> None:
+        """Admit nothing more. What was admitted goes on, also what still waits for a model or a slot."""
+        self.is_draining = True
+
     async def stop(self) -> None:
         """End every request with ``ShuttingDownError`` and take no more. A second call does nothing."""
-        self._is_stopping = True
+        self.drain()
         self.pool.stop()
         if self._engine is not None:
             await run_to_end(self._engine.stop)
@@ -124,7 +131,7 @@ class Dispatcher:
         Raises what ``Admission.admit`` does, and ``ShuttingDownError``. It is settled once, whatever becomes
         of it.
         """
-        if self._is_stopping:
+        if self.is_draining:
             raise ShuttingDownError
         ticket = self.admission.admit(tenant, slots=self._slots, count=count)
         name = model_name or tenant.limits.model_id or self.pool.library.default_name

@@ -265,7 +265,7 @@ def _make_loaded(
         created=source.created,
         model=model,
         context=context,
-        engine=ModelEngine(generation=generation, embedding=embedding),
+        engine=ModelEngine(source.id, generation=generation, embedding=embedding),
         template=template,
         tool_template=tool_template,
         dialect=dialect,

@@ -171,6 +171,12 @@ class ModelPool:
             return f"{entry.refusal} Try nexa-runtime verify {name}, then nexa-runtime pull {name}."
         return "The default model is being prepared." if entry.refusal is None else str(entry.refusal)
 
+    @property
+    def is_default_awaited(self) -> bool:
+        """Whether there is no such model yet, and nothing says that there will be none."""
+        source = self.library.default
+        return source is not None and self.default is None and self._entry(source).refusal is None
+
     def models(self) -> Sequence[LoadedModel]:
         """All that are loaded."""
         return [entry.model for entry in self._entries.values() if entry.model is not None]

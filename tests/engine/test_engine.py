@@ -84,7 +84,7 @@ class Harness:
             max_warm_cells=max_warm_cells,
         )
         self.lane = GenerationLane(runner=self.runner, scheduler=self.scheduler, vocab=model.vocab)
-        self.engine = ModelEngine(generation=self.lane, embedding=None)
+        self.engine = ModelEngine("test", generation=self.lane, embedding=None)
         self.thread = Engine(self.publish)
         self._keys = count(1)
         self.deltas: list[Delta] = []

@@ -244,6 +244,7 @@ def test_vectors_are_what_is_described(server: LiveServer, encoding: str) -> Non
 @pytest.mark.parametrize(
     ("path", "url"),
     [
+        ("/v1/metadata", "/v1/metadata"),
         ("/v1/models", "/v1/models"),
         ("/v1/models/{name}", "/v1/models/demo"),
         ("/api/version", "/api/version"),

@@ -238,7 +238,9 @@ def test_with_vault_down_from_the_start_it_lives_and_is_not_ready(make_server: A
         vault.is_sealed = True
         server = make_server(VAULT_ADDR=vault.url, NEXA_VAULT_ROLE_ID=ROLE_ID, NEXA_VAULT_SECRET_ID=SECRET_ID)
         assert server.http.get("/health").status_code == 200
-        assert server.http.get("/readyz").status_code == 503
+        unready = server.http.get("/readyz")
+        assert unready.status_code == 503
+        assert [reason["code"] for reason in unready.json()["reasons"]] == ["limits_unavailable"]
         assert code_of(ask(server, "demo")) == (503, "tenant_config_unavailable")
         vault.is_sealed = False
         assert wait_until(lambda: server.http.get("/readyz").status_code == 200, timeout_s=30)

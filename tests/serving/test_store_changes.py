@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 
 from nexa_runtime.config import load_settings
 from nexa_runtime.errors import ModelFileError
+from nexa_runtime.llama import Model
 from nexa_runtime.serving.loading import open_pool
 from nexa_runtime.store.importing import import_file
 from nexa_runtime.store.store import ModelRecord, ModelStore
@@ -68,12 +70,16 @@ def is_ready(http: httpx.Client) -> bool:
     return http.get("/readyz").status_code == 200
 
 
+def codes(http: httpx.Client) -> list[str]:
+    return [reason["code"] for reason in http.get("/readyz").json()["reasons"]]
+
+
 def ask(server: LiveServer, **fields: object) -> httpx.Response:
     return server.chat("What is the capital of France?", temperature=0, **fields)
 
 
 def test_a_default_that_goes_and_comes_back_is_loaded_without_being_asked_for(
-    make_server: Make, store: ModelStore, tmp_path: Path
+    make_server: Make, store: ModelStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bring(store, tmp_path, "one")
     server = make_server(**settings_for(store, NEXA_MODEL_ID="one"))
@@ -83,7 +89,21 @@ def test_a_default_that_goes_and_comes_back_is_loaded_without_being_asked_for(
     unready = server.http.get("/readyz")
     assert unready.status_code == 503
     assert "nexa-runtime pull one" in unready.json()["reason"]
+    assert codes(server.http) == ["model_unavailable"]
+    may_load = threading.Event()
+    load = Model.load.__func__  # type: ignore[attr-defined]
+
+    def held_up(cls: type[Model], *args: Any, **fields: Any) -> Model:
+        may_load.wait(60)
+        made: Model = load(cls, *args, **fields)
+        return made
+
+    monkeypatch.setattr(Model, "load", classmethod(held_up))
     bring(store, tmp_path, "one")
+    assert wait_until(lambda: models(server.http)["one"]["state"] == "loading")
+    assert codes(server.http) == ["model_loading"]
+    assert server.http.get("/health").json() == {"status": "ok"}
+    may_load.set()
     assert wait_until(lambda: is_ready(server.http))
 
 

@@ -21,11 +21,24 @@ class Health(TypedDict):
     status: Literal["ok"]
 
 
+class UnreadyReason(TypedDict):
+    """One reason not to send requests here."""
+
+    code: Literal[
+        "draining", "engine_stopped", "engine_hung", "model_loading", "model_unavailable",
+        "limits_unavailable",
+    ]  # fmt: skip
+    message: str
+
+
 class Readiness(TypedDict):
-    """Whether requests are taken; the last three are there once the default model is loaded."""
+    """Whether requests are taken; ``reason`` is the first of ``reasons``. The last three are there once the
+    default model is loaded.
+    """
 
     status: Literal["ready", "not ready"]
     reason: str | None
+    reasons: list[UnreadyReason]
     model: str
     open_requests: int
     tasks: int

@@ -12,6 +12,7 @@ from nexa_runtime.server.protocol import (
     admin_shapes,
     anthropic,
     anthropic_shapes,
+    metadata_shapes,
     ollama,
     pulls,
     rerank,
@@ -170,6 +171,10 @@ ENDPOINTS = (
         "POST", "/detokenize", "Turn tokens into a text", Access.TENANT,
         request=tokens.DetokenizeRequest, fields=tokens.DETOKENIZE, answer=text_shapes.Content,
         refusals=_WORK, example={"tokens": [1, 2, 3]},
+    ),
+    Endpoint(
+        "GET", "/v1/metadata", "What this server is and can do, for gateways", Access.PUBLIC,
+        answer=metadata_shapes.Metadata, refusals=(403,),
     ),
     Endpoint(
         "GET", "/v1/models", "List the names that are served", Access.TENANT, answer=shapes.ServedModelList

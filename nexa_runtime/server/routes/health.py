@@ -11,24 +11,23 @@ from nexa_runtime.server.services import services
 
 
 async def health(_: Request) -> Response:
-    """The process answers. Never touches the engine."""
+    """The event loop answers. Never touches the engine, a source of limits, or the disk."""
     return json_response({"status": "ok"})
 
 
 async def readyz(request: Request) -> Response:
-    """Whether requests are taken, and what the engine holds right now."""
+    """Whether requests are taken, else why not, and what the engine holds right now."""
+    reasons = services(request).readiness.reasons()
     dispatcher = services(request).dispatcher
-    has_limits = services(request).tenancy.directory.has_answered
-    is_ready = dispatcher.is_ready and has_limits
-    reason = dispatcher.unready_reason or (None if has_limits else "The limits' source has not answered.")
     model = dispatcher.pool.default
     body: dict[str, object] = {
-        "status": "ready" if is_ready else "not ready",
-        "reason": reason,
+        "status": "not ready" if reasons else "ready",
+        "reason": reasons[0].message if reasons else None,
+        "reasons": [asdict(reason) for reason in reasons],
         "model": dispatcher.pool.library.default_name,
         "open_requests": dispatcher.num_open,
         "tasks": len(asyncio.all_tasks()),
     }
     if model is not None:
         body |= {"slots": model.slots, "kv_cells": model.num_cells, "engine": asdict(model.engine.stats)}
-    return json_response(body, status=200 if is_ready else 503)
+    return json_response(body, status=503 if reasons else 200)
