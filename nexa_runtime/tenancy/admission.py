@@ -35,6 +35,11 @@ MAX_ACCOUNTS = 4096
 Clock = Callable[[], float]
 
 
+def longest_queue(max_queue: int | None, slots: int) -> int:
+    """How many may wait on a model with ``slots``, as the owner of the box says or for want of that."""
+    return QUEUE_PER_SLOT * slots if max_queue is None else max_queue
+
+
 @dataclass(slots=True)
 class TenantUsage:
     """What a tenant has used since the start."""
@@ -248,8 +253,8 @@ class Admission:
             raise InvalidRequestError(message)
         if account.num_open + count > places:
             raise TenantQueueFullError(limits.max_queue, line.appointment_s())
-        max_queue = QUEUE_PER_SLOT * slots if self._max_queue is None else self._max_queue
-        if not line.has_place(tenant.id, count, slots, max_queue if line is self._sequences else MAX_QUICK):
+        max_waiting = MAX_QUICK if line is self._quick else longest_queue(self._max_queue, slots)
+        if not line.has_place(tenant.id, count, slots, max_waiting):
             raise OverloadedError(max(line.num_open - slots, 0), line.appointment_s())
 
     def _check_rate(self, tenant: Tenant, account: _Account) -> None:
