@@ -297,8 +297,8 @@ def test_the_source_of_limits_and_the_sinks_are_watched(live: LiveServer) -> Non
     assert samples["nexa_limits_source_up"] == [({"source": "file"}, 1)]
     assert total(samples, "nexa_limits_source_age_seconds") >= 0
     assert total(samples, "nexa_limits_source_errors_total") == 0
-    assert samples["nexa_usage_backlog_records"] == [({"sink": "late"}, 3)]
-    assert samples["nexa_usage_dropped_records_total"] == [({"sink": "late"}, 2)]
+    assert samples["nexa_usage_backlog_records"] .count(({"sink": "late"}, 3)) == 1
+    assert samples["nexa_usage_dropped_records_total"] .count(({"sink": "late"}, 2)) == 1
 
 
 def test_only_the_admin_reads_it_where_there_are_keys(live: LiveServer) -> None:
