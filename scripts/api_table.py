@@ -1,7 +1,8 @@
-"""The README's table of parameters: each field of each body, and what becomes of it.
+"""The README's tables that are made of code: of parameters, and of metrics.
 
-It is made of ``server/protocol/endpoints``, and stands in the README between two marks; a test compares both.
-Run by ``scripts/api_table`` after a field has come or gone.
+Each field of each body and what becomes of it are in ``server/protocol/endpoints``, metrics and their aliases
+in ``telemetry/metrics``. A table stands in the README between two marks; a test compares both. Run by
+``scripts/api_table`` after a field or a metric has come or gone.
 """
 
 from collections.abc import Sequence
@@ -9,10 +10,14 @@ from pathlib import Path
 
 from nexa_runtime.server.protocol.endpoints import ENDPOINTS, Endpoint
 from nexa_runtime.server.protocol.parameters import Support
+from nexa_runtime.telemetry.metrics.aliases import ALIASES
+from nexa_runtime.telemetry.metrics.catalogue import FAMILIES
 
 README = Path(__file__).parents[1] / "README.md"
 BEGIN = "<!-- scripts/api_table writes this table -->\n"
 END = "<!-- end of the table -->\n"
+METRICS_BEGIN = "<!-- scripts/api_table writes this table of metrics -->\n"
+METRICS_END = "<!-- end of the table of metrics -->\n"
 
 
 def table(endpoints: Sequence[Endpoint] = ENDPOINTS) -> str:
@@ -29,11 +34,25 @@ def table(endpoints: Sequence[Endpoint] = ENDPOINTS) -> str:
     return "".join(f"{row}\n" for row in rows)
 
 
+def metrics_table() -> str:
+    """A row for each metric, ours first."""
+    rows = ["| metric | type | labels | what |", "|---|---|---|---|"]
+    for family in (*FAMILIES, *(alias.family for alias in ALIASES)):
+        cells = (f"`{family.name}`", family.kind.value, ", ".join(family.labels), family.meaning)
+        rows.append(f"| {' | '.join(cells)} |".replace("|  |", "| |"))
+    return "".join(f"{row}\n" for row in rows)
+
+
 def written(readme: str) -> str:
-    """A README with its table as it must be."""
-    before, rest = readme.split(BEGIN)
-    _, after = rest.split(END)
-    return f"{before}{BEGIN}{table()}{END}{after}"
+    """A README with its tables as they must be."""
+    readme = _replaced(readme, BEGIN, table(), END)
+    return _replaced(readme, METRICS_BEGIN, metrics_table(), METRICS_END)
+
+
+def _replaced(readme: str, begin: str, rows: str, end: str) -> str:
+    before, rest = readme.split(begin)
+    _, after = rest.split(end)
+    return f"{before}{begin}{rows}{end}{after}"
 
 
 if __name__ == "__main__":

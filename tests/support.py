@@ -18,7 +18,7 @@ from nexa_runtime.config import Settings, load_settings
 from nexa_runtime.engine.generation_lane import StepCounts
 from nexa_runtime.engine.model_engine import ModelEngine
 from nexa_runtime.llama import Context, ContextParams, DecodeStatus, Model
-from nexa_runtime.server.app import App, Server, bind
+from nexa_runtime.server.app import App, Server, bind, bind_metrics
 from nexa_runtime.serving.library import DEMO_PATH
 from nexa_runtime.serving.loaded import LoadedModel
 from nexa_runtime.serving.loading import open_pool
@@ -64,7 +64,9 @@ class LiveServer:
         assert pool.default is not None
         self.loaded = pool.default
         change(self.loaded)
-        self.app = App(pool, open_tenancy(settings.tenancy, settings.vault), settings)
+        self.metrics_listener = bind_metrics(settings.server, settings.metrics)
+        tenancy = open_tenancy(settings.tenancy, settings.vault)
+        self.app = App(pool, tenancy, settings, self.metrics_listener)
         self._server = Server(self.app, settings.server)
         self._thread = threading.Thread(target=self._run, name="live-server")
         self._thread.start()

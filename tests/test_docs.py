@@ -9,6 +9,9 @@ from nexa_runtime import errors
 from nexa_runtime.cli.main import app
 from nexa_runtime.config import SLICES, env_names
 from nexa_runtime.server.app import App
+from nexa_runtime.telemetry.metrics.aliases import ALIASES
+from nexa_runtime.telemetry.metrics.catalogue import FAMILIES
+from nexa_runtime.telemetry.metrics.labels import MAX_TENANTS
 from nexa_runtime.tenancy.tenant import LIMIT_KEYS
 from scripts.api_table import written
 
@@ -64,8 +67,15 @@ def test_every_endpoint_is_documented() -> None:
     assert [path for path in paths if path not in README] == []
 
 
-def test_every_parameter_is_documented_as_it_is_treated() -> None:
-    assert written(README) == README, "scripts/api_table writes the table anew"
+def test_every_metric_is_documented_and_every_documented_one_exists() -> None:
+    names = {family.name for family in (*FAMILIES, *(alias.family for alias in ALIASES))}
+    assert {name for name in names if f"| `{name}` |" not in README} == set()
+    assert set(re.findall(r"`((?:nexa_|llamacpp:|vllm:)[a-z0-9_:]+)`", README)) <= names | {"nexa_runtime"}
+    assert f"first {MAX_TENANTS} tenants" in README
+
+
+def test_the_tables_that_are_made_of_code_are_up_to_date() -> None:
+    assert written(README) == README, "scripts/api_table writes the tables anew"
 
 
 def test_the_top_level_is_what_was_agreed() -> None:

@@ -273,6 +273,26 @@ def probe(
     command.probe(_settings(quiet=True), Output(as_json), files)
 
 
+@app.command()
+def replay(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", readable=False, help="a request log (NEXA_REQUEST_LOG)")
+    ],
+    speed: Annotated[
+        float, typer.Option("--speed", help="how much faster than it was; 0: as fast as possible")
+    ] = 1.0,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="only so many, from the first on")
+    ] = None,
+    model: Annotated[str | None, typer.Option("--model", help="ask this one in the place of all")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Send the requests of a log again, to NEXA_URL, and compare: statuses, tokens, times."""
+    from nexa_runtime.cli import replay as command
+
+    command.replay(_settings(quiet=True), Output(as_json), file, speed=speed, limit=limit, model=model)
+
+
 keys_app = typer.Typer(help="Keys of tenants.", no_args_is_help=True)
 tenants_app = typer.Typer(help="What tenants may do, and have used.", no_args_is_help=True)
 app.add_typer(keys_app, name="keys")

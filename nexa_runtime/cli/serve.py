@@ -8,18 +8,20 @@ import gc
 import os
 import signal
 import sys
+from contextlib import nullcontext
 
 import typer
 
 from nexa_runtime.cli.loading import load_pool
 from nexa_runtime.config import Settings
-from nexa_runtime.server.app import App, Server, bind
+from nexa_runtime.server.app import App, Server, bind, bind_metrics
 from nexa_runtime.server.auth import check_exposure
 from nexa_runtime.server.discovery import base_url
 from nexa_runtime.serving.loaded import LoadedModel
 from nexa_runtime.serving.pool import ModelPool
 from nexa_runtime.telemetry import log_crashes, stderr_behind
 from nexa_runtime.tenancy.setup import open_tenancy
+from nexa_runtime.usage.request_log import check_request_log
 
 _GPU_SWITCH_INTERVAL_S = 2e-4
 """CPython hands the GIL over every 5 ms by default: as long as a whole engine step on a GPU. On a processor
@@ -36,17 +38,18 @@ def serve(settings: Settings) -> None:
     check_exposure(settings.server.host, settings.access)
     if settings.discovery.etcd_url is not None:
         base_url(settings.server, settings.discovery)
+    check_request_log(settings.usage)
     tenancy = open_tenancy(settings.tenancy, settings.vault)
-    listener = bind(settings.server)
-    try:
+    with (
+        bind(settings.server) as listener,
+        bind_metrics(settings.server, settings.metrics) or nullcontext() as metrics_listener,
+    ):
         pool = load_pool(settings)
         pool.on_load(_tune)
-        app = App(pool, tenancy, settings)
+        app = App(pool, tenancy, settings, metrics_listener)
         _greet(pool, *listener.getsockname()[:2])
         gc.freeze()  # modules and models stay: looking at them again holds every stream for 60 ms at a time
         asyncio.run(Server(app, settings.server).serve(sockets=[listener]))
-    finally:
-        listener.close()
 
 
 def _tune(model: LoadedModel) -> None:

@@ -3,22 +3,21 @@
 Makes it and sums it up; asks the database itself, no server. ``main`` calls it.
 """
 
-import re
 from contextlib import closing
 from dataclasses import asdict
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from nexa_runtime.cli.output import Output, table
 from nexa_runtime.config import Settings
 from nexa_runtime.errors import ConfigError, UsageError
 from nexa_runtime.usage.database import open_table
+from nexa_runtime.usage.since import parse_since
 from nexa_runtime.usage.table import CREATE, TABLE, UsageSummary
 
 if TYPE_CHECKING:
     from nexa_runtime.usage.postgres import UsageTable
 
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _HEADERS = (
     "TENANT", "MODEL", "REQUESTS", "ERRORS", "PROMPT", "CACHED", "COMPLETION", "TOTAL", "MEAN MS", "P95 MS",
 )  # fmt: skip
@@ -37,27 +36,20 @@ def init(settings: Settings, output: Output, *, is_printed: bool) -> None:
 
 def summarize(settings: Settings, output: Output, *, tenant_id: str | None, since: str) -> None:
     """What each tenant has asked of each model."""
-    moment = parse_since(since, datetime.now(UTC))
+    moment = _moment(since)
     with closing(_table(settings)) as usage_table:
         found = usage_table.summarize(moment, tenant_id)
     document = {"since": moment.isoformat(), "usage": [asdict(one) for one in found]}
     output.result(document, table(_HEADERS, [_row(one) for one in found], right=range(2, len(_HEADERS))))
 
 
-def parse_since(text: str, now: datetime) -> datetime:
-    """A moment, from ISO 8601 (UTC, unless it says otherwise) or how long ago it was, like ``24h`` or ``7d``.
-
-    Raises ``UsageError``.
-    """
+def _moment(text: str) -> datetime:
     try:
-        if ago := re.fullmatch(r"([0-9]{1,6})([smhdw])", text.strip()):
-            return now - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
-        moment = datetime.fromisoformat(text.strip())
-    except (ValueError, OverflowError):
+        return parse_since(text, datetime.now(UTC))
+    except ValueError:
         raise UsageError(
             f"--since is {text[:100]!r}, but must be a time like 2026-01-31T08:00, or a duration like 24h."
         ) from None
-    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
 
 
 def _table(settings: Settings) -> "UsageTable":

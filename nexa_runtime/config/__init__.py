@@ -16,19 +16,22 @@ from pydantic.fields import FieldInfo
 
 from nexa_runtime.config.base import LISTS, Slice, env_names, parse_bytes
 from nexa_runtime.config.env_file import read_env_file
+from nexa_runtime.config.metrics import MetricsSettings
 from nexa_runtime.config.models import EngineSettings, ModelSettings, PoolSettings, ServingSettings
 from nexa_runtime.config.operations import DiscoverySettings, FileSettings, HealthSettings, LogSettings
 from nexa_runtime.config.server import AccessSettings, ServerSettings
 from nexa_runtime.config.store import ClientSettings, StoreSettings
 from nexa_runtime.config.tenancy import PLACEHOLDER, TenancySettings, VaultSettings
+from nexa_runtime.config.usage import UsageSettings
 from nexa_runtime.config.usage_database import UsageDatabaseSettings
 from nexa_runtime.errors import ConfigError
 
 __all__ = [
     "PLACEHOLDER", "SLICES", "AccessSettings", "ClientSettings", "DiscoverySettings", "EngineSettings",
-    "FileSettings", "HealthSettings", "LogSettings", "ModelSettings", "PoolSettings", "ServerSettings",
-    "ServingSettings", "Settings", "StoreSettings", "TenancySettings", "UsageDatabaseSettings",
-    "VaultSettings", "env_names", "load_log_settings", "load_settings", "parse_bytes",
+    "FileSettings", "HealthSettings", "LogSettings", "MetricsSettings", "ModelSettings", "PoolSettings",
+    "ServerSettings", "ServingSettings", "Settings", "StoreSettings", "TenancySettings",
+    "UsageDatabaseSettings", "UsageSettings", "VaultSettings", "env_names", "load_log_settings",
+    "load_settings", "parse_bytes",
 ]  # fmt: skip
 
 SliceT = TypeVar("SliceT", bound=Slice)
@@ -51,6 +54,8 @@ class Settings:
     log: LogSettings
     health: HealthSettings
     discovery: DiscoverySettings
+    metrics: MetricsSettings
+    usage: UsageSettings
     usage_database: UsageDatabaseSettings
 
     def secrets(self) -> list[str]:
@@ -62,7 +67,7 @@ class Settings:
 SLICES: tuple[type[Slice], ...] = (
     ModelSettings, EngineSettings, ServingSettings, PoolSettings, ServerSettings,
     TenancySettings, VaultSettings, AccessSettings, StoreSettings, ClientSettings, LogSettings,
-    HealthSettings, DiscoverySettings, FileSettings, UsageDatabaseSettings,
+    HealthSettings, DiscoverySettings, FileSettings, MetricsSettings, UsageSettings, UsageDatabaseSettings,
 )  # fmt: skip
 
 
@@ -86,6 +91,8 @@ def load_settings(overrides: Mapping[str, object] | None = None) -> Settings:
         log=_load(LogSettings, given),
         health=_load(HealthSettings, given),
         discovery=_load(DiscoverySettings, given),
+        metrics=_load(MetricsSettings, given),
+        usage=_load(UsageSettings, given),
         usage_database=_load(UsageDatabaseSettings, given),
     )
 

@@ -48,7 +48,9 @@ class AccessSettings(Slice):
         description="SHA-256 of the service key in hex, instead of the key; several with commas",
     )
     admin_key: SecretStr | None = Field(
-        None, validation_alias="NEXA_ADMIN_KEY", description="the key that opens /admin, and nothing else"
+        None,
+        validation_alias="NEXA_ADMIN_KEY",
+        description="the key that opens /admin and /metrics, and nothing else",
     )
     admin_key_sha256: Digests = Field(
         (),

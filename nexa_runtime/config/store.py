@@ -49,5 +49,5 @@ class ClientSettings(Slice):
         validation_alias="NEXA_URL",
         pattern=r"^https?://\S+$",
         examples=["http://127.0.0.1:8080"],
-        description="URL of the server that `nexa-runtime tenants` asks",
+        description="URL of the server that `nexa-runtime tenants` and `replay` ask",
     )

@@ -4,15 +4,19 @@
 function requestOf(form) {
   let path = form.dataset.path;
   const headers = {};
+  const query = new URLSearchParams();
   for (const input of form.querySelectorAll("input")) {
     if (input.dataset.in === "path") {
       path = path.replace(`{${input.name}}`, encodeURIComponent(input.value));
+    } else if (input.value && input.dataset.in === "query") {
+      query.set(input.name, input.value);
     } else if (input.value) {
       headers[input.name] = input.value;
     }
   }
   const body = form.querySelector("textarea")?.value;
   if (body !== undefined) headers["Content-Type"] = "application/json";
+  if (query.size) path += `?${query}`;
   return [path, { method: form.dataset.method, headers, body }];
 }
 

@@ -69,10 +69,11 @@ class PrefillBudget:
         # llama.cpp multiplies four rows at a time.
         return PromptRows(wanted - (num_decode_rows + wanted) % 4, most)
 
-    def spare_rows(self, num_answers: int, max_rows: int) -> int:
-        """Rows that tokens which were forced may take in a step, beside a row for each answer."""
-        most = max_rows if self._tile_rows is None else min(max_rows, self._tile_rows - 1)
-        return max(most - num_answers, 0)
+    def answer_rows(self, max_rows: int) -> int:
+        """Most rows that answers take in a step of ``max_rows``: fewer than a tile, in which each of them
+        would cost as much as if it saw the cells of all.
+        """
+        return max_rows if self._tile_rows is None else min(max_rows, self._tile_rows - 1)
 
     def _affordable(self) -> int:
         if self._decode_step_s is None or self._prefill_token_s is None:
@@ -100,7 +101,8 @@ class PrefillBudget:
             is_rest = num_pending < self._tile_rows
             return MIN_PREFILL_TOKENS if is_rest or is_asked_for_less else self._tile_rows
         is_cheap_together = len(prefilling) <= len(decoding) <= FEW_ANSWERS
-        if not num_tiles or is_cheap_together or num_pending <= MIN_PREFILL_TOKENS:
+        is_small = num_pending <= min(MIN_PREFILL_TOKENS, self._tile_rows - 1 - len(decoding))
+        if not num_tiles or is_cheap_together or is_small:
             return None
         return num_tiles * self._tile_rows
 

@@ -6,6 +6,7 @@ prefill, on the accounts that generation uses too: so neither half waits for the
 ``engine.py`` calls it, on the engine thread only.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -14,6 +15,7 @@ import numpy.typing as npt
 
 from nexa_runtime.engine.fair_queue import Accounts
 from nexa_runtime.engine.sequence import TenantShare, Tokens
+from nexa_runtime.engine.step_meter import StepMeter
 from nexa_runtime.errors import DecodeError, NexaError
 from nexa_runtime.llama import MAX_INPUTS, EmbeddingContext
 from nexa_runtime.telemetry import get_logger
@@ -76,6 +78,7 @@ class EmbeddingLane:
         """In the order in which they have their turn."""
         self.inputs: Sequence[Tokens] = ()
         """Inputs that are being computed."""
+        self.meter = StepMeter()
 
     def least_virtual_time(self) -> float | None:
         """That of the tenant who is next here; None with nothing to do."""
@@ -167,10 +170,13 @@ class EmbeddingLane:
         if self._context is None:
             self._context = self._make_context()
         self.inputs = inputs
+        start = time.monotonic()
         try:
             vectors = iter(self._context.embed(inputs))
         finally:
             self.inputs = ()
+        self.meter.step.observe(time.monotonic() - start)
+        self.meter.rows.observe(sum(map(len, inputs)))
         for job, count in batch:
             work = sum(map(len, job.request.inputs[job.num_done : job.num_done + count]))
             self._accounts.charge(job.request.share.tenant_id, EMBEDDING_WORK * work)

@@ -7,6 +7,7 @@ the receiver must be quick and must not raise. ``serving`` calls it.
 """
 
 import threading
+import time
 from collections.abc import Callable
 
 from nexa_runtime.engine.model_engine import ModelEngine, News, StepShape
@@ -138,4 +139,6 @@ class Engine:
 
     def _hand_over(self, model: ModelEngine) -> None:
         if news := model.take_news():
+            start = time.monotonic()
             self._publish(news)
+            model.note_published(time.monotonic() - start)

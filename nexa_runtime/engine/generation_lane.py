@@ -11,7 +11,16 @@ from dataclasses import dataclass, field
 from nexa_runtime.engine.detokenizer import Detokenizer
 from nexa_runtime.engine.runner import Runner
 from nexa_runtime.engine.scheduler import Scheduler, SchedulerStats
-from nexa_runtime.engine.sequence import Advance, FinishReason, Sequence, StepPlan, TenantShare, Tokens
+from nexa_runtime.engine.sequence import (
+    Advance,
+    FinishReason,
+    Sequence,
+    StepPlan,
+    StepResult,
+    TenantShare,
+    Tokens,
+)
+from nexa_runtime.engine.step_meter import StepMeter
 from nexa_runtime.errors import DecodeError, NexaError, QueueTimeoutError
 from nexa_runtime.llama import SamplingParams, TokenLogprobs, TokenMask, Vocab
 from nexa_runtime.lora import NO_ADAPTERS, AdapterSet
@@ -92,6 +101,15 @@ class StepCounts:
         self.step_s += elapsed_s
 
 
+@dataclass(slots=True)
+class _Live:
+    """A sequence that has not ended. ``token_at``: when its last tokens came; 0 before the first."""
+
+    sequence: Sequence
+    detokenizer: Detokenizer
+    token_at: float = 0.0
+
+
 class GenerationLane:
     """Runs sequences on one context."""
 
@@ -99,12 +117,13 @@ class GenerationLane:
         self.runner = runner
         self.scheduler = scheduler
         self._vocab = vocab
-        self._live: dict[int, tuple[Sequence, Detokenizer]] = {}
+        self._live: dict[int, _Live] = {}
         self._since_idle = StepCounts()
         self.totals = StepCounts()
         """All steps so far."""
         self.plan: StepPlan | None = None
         """Of the step that is under way."""
+        self.meter = StepMeter()
 
     @property
     def num_live(self) -> int:
@@ -147,7 +166,8 @@ class GenerationLane:
         except ValueError:
             self.runner.close(sequence)
             raise
-        self._live[key] = sequence, Detokenizer(self._vocab.pieces, request.stops, request.markers)
+        detokenizer = Detokenizer(self._vocab.pieces, request.stops, request.markers)
+        self._live[key] = _Live(sequence, detokenizer)
 
     def abort(self, key: int, emit: Emit) -> None:
         """End a sequence, if it lives."""
@@ -166,21 +186,24 @@ class GenerationLane:
         if plan is None:
             return False
         self.plan = plan
+        scheduled_at = time.monotonic()
         result = self.runner.execute(plan)
+        executed_at = time.monotonic()
         for advance in self.scheduler.commit(plan, result):
-            self._take_advance(advance, emit)
+            self._take_advance(advance, executed_at, emit)
         self.plan = None
         if plan.chunks:
             self._count(plan, result.elapsed_s)
+            self._meter(plan, result, now, scheduled_at, executed_at)
         return True
 
     def fail_all(self, error: NexaError, emit: Emit) -> None:
         """End whatever lives, and leave the context empty."""
         self.plan = None
-        for key, (sequence, _) in list(self._live.items()):
+        for key, live in list(self._live.items()):
             if self.scheduler.is_alive(key):
-                self.scheduler.finish(sequence, FinishReason.ERROR)
-            self._end(sequence, "", FinishReason.ERROR, error, emit)
+                self.scheduler.finish(live.sequence, FinishReason.ERROR)
+            self._end(live.sequence, "", FinishReason.ERROR, error, emit)
         self.scheduler.forget_residents()
         self.runner.reset()
 
@@ -204,9 +227,14 @@ class GenerationLane:
             host_cache_mb=round(stats.num_host_bytes / 1e6, 1),
         )
 
-    def _take_advance(self, advance: Advance, emit: Emit) -> None:
+    def _take_advance(self, advance: Advance, now: float, emit: Emit) -> None:
         sequence, reason = advance.sequence, advance.finish_reason
-        _, detokenizer = self._live[sequence.key]
+        live = self._live[sequence.key]
+        detokenizer = live.detokenizer
+        if advance.tokens:
+            if live.token_at:
+                self.meter.gap.observe(now - live.token_at)
+            live.token_at = now
         text = "".join(map(detokenizer.feed, advance.tokens))
         logprobs = self.runner.take_logprobs(sequence) if advance.tokens else ()
         if reason is not None or detokenizer.is_stopped:
@@ -230,13 +258,25 @@ class GenerationLane:
         logprobs: tuple[TokenLogprobs, ...] = (),
     ) -> None:
         self.runner.close(sequence)
-        _, detokenizer = self._live.pop(sequence.key)
+        detokenizer = self._live.pop(sequence.key).detokenizer
         started_at = time.monotonic() if sequence.started_at is None else sequence.started_at
         queue_s = started_at - sequence.queued_at
         num_done = min(sequence.num_charged, sequence.num_prompt)
         num_new, num_cached = sequence.num_new, sequence.num_cached
         stop = detokenizer.stop
         emit(Delta(sequence.key, text, num_new, reason, error, num_cached, num_done, queue_s, logprobs, stop))
+
+    def _meter(
+        self, plan: StepPlan, result: StepResult, started_at: float, scheduled_at: float, executed_at: float
+    ) -> None:
+        """Note where a step's time went."""
+        meter, ended_at = self.meter, time.monotonic()
+        meter.step.observe(ended_at - started_at)
+        meter.rows.observe(plan.num_rows)
+        meter.schedule_s += scheduled_at - started_at
+        meter.decode_s += executed_at - scheduled_at - result.sample_s
+        meter.sample_s += result.sample_s
+        meter.publish_s += ended_at - executed_at
 
     def _count(self, plan: StepPlan, elapsed_s: float) -> None:
         self.totals.add(plan, elapsed_s)

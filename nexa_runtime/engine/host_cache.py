@@ -221,7 +221,7 @@ def _closest(parent: _Block, tokens: Tokens) -> tuple[_Block | None, int]:
     for child in parent.children:
         end = min(len(child.tokens), len(tokens))
         if end > longest:
-            common = common_prefix(child.tokens[:end], tokens[:end])
+            common = common_prefix(child.tokens[:end], tokens[:end], above=longest)
             if common > longest:
                 best, longest = child, common
     return best, longest

@@ -125,7 +125,8 @@ class KvCache:
             end = min(limit, holding.num_ready)
             if end <= best.num_tokens:
                 continue
-            common = common_prefix(sequence.tokens(0, end), holding.sequence.tokens(0, end))
+            mine, theirs = sequence.tokens(0, end), holding.sequence.tokens(0, end)
+            common = common_prefix(mine, theirs, above=best.num_tokens)
             if common > best.num_tokens and self._is_worth(holding, common):
                 best = Match(holding, common)
         return best
@@ -299,10 +300,12 @@ class KvCache:
         counts = np.bincount(np.concatenate(cells), minlength=self.num_cells)
         return int(((counts > 0) & (counts == self._num_holders)).sum())
 
-    def tenant_cells(self) -> dict[str, float]:
+    def tenant_cells(self, *, residents_only: bool = False) -> dict[str, float]:
         """Cells by tenant; one that n ids hold counts 1/n for each."""
         held: dict[str, float] = {}
         for holding in self._holdings.values():
+            if residents_only and not holding.is_resident:
+                continue
             tenant_id = holding.sequence.share.tenant_id
             held[tenant_id] = held.get(tenant_id, 0.0) + self._num_held(holding)
         return held
@@ -345,11 +348,15 @@ class KvCache:
         holding.last_used = self._uses
 
 
-def common_prefix(left: npt.NDArray[np.int32], right: npt.NDArray[np.int32]) -> int:
-    """Length of the longest common prefix of two arrays of the same length."""
+def common_prefix(left: npt.NDArray[np.int32], right: npt.NDArray[np.int32], *, above: int = 0) -> int:
+    """Length of the longest common prefix of two arrays of the same length; one that is not longer than
+    ``above`` may be told as 0.
+    """
+    if len(left) <= above or left[above] != right[above]:
+        return 0  # nearly all of them, when many prompts arrive together
     differs = left != right
-    first = int(differs.argmax()) if len(differs) else 0
-    return first if len(differs) and differs[first] else len(differs)
+    first = int(differs.argmax())
+    return first if differs[first] else len(differs)
 
 
 def _store(holding: Holding, cells: Cells) -> None:

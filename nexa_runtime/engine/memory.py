@@ -17,12 +17,18 @@ from nexa_runtime.engine.slots import Change, Slots
 OUTPUT_RESERVE = 64
 """Cells kept for the answer when a sequence is let in; longer answers take what is there, or preempt."""
 
+_WARM_RUNNING = 8
+"""With more sequences running fewer residents stay warm: each of them passes over their cells."""
+
+_COOLED_CELLS = 1024
+"""As many go to host memory in one step, so that it is no long one."""
+
 
 class Memory:
     """``operations``: what it does to the KV cache is appended there, for the next plan.
 
-    ``max_warm_cells``: cells of residents alone, beyond which the least recently used ones go to host memory;
-    None: they stay until their cells are needed.
+    ``max_warm_cells``: cells of residents alone, beyond which the least recently used ones go to host memory,
+    and with many running sooner; None: they stay until their cells are needed.
     """
 
     def __init__(
@@ -128,15 +134,18 @@ class Memory:
         return True
 
     def cool(self) -> bool:
-        """Move what has lain idle longest to host memory, one resident at a time: attention passes over every
-        cell that is held. False when there is nothing to move.
+        """Move what has lain idle longest to host memory, some of it in each step: attention passes over
+        every cell that is held, once for each sequence that runs. False when there is nothing to move.
         """
-        if self._max_warm_cells is None or self._kv.num_resident_cells() <= self._max_warm_cells:
+        if self._max_warm_cells is None:
             return False
-        residents = [one for one in self._kv.above_floors() if self._kv.num_reclaimable([one])]
-        if residents:
-            self._give_back(min(residents, key=lambda one: one.last_used), is_sound=True)
-        return bool(residents)
+        num_running = max(len(self._slots.running), _WARM_RUNNING)
+        num_excess = self._kv.num_resident_cells() - self._max_warm_cells * _WARM_RUNNING // num_running
+        num_moved = 0
+        while num_moved < min(num_excess, _COOLED_CELLS) and (resident := self._longest_idle()) is not None:
+            num_moved += self._kv.num_reclaimable([resident])
+            self._give_back(resident, is_sound=True)
+        return num_moved > 0
 
     def leader_tokens(self, sequence: Sequence, leaders: Iterable[Sequence]) -> int:
         """How many of the next tokens of ``sequence`` the ``leaders`` know too: they compute them first."""
@@ -146,7 +155,7 @@ class Memory:
         for leader in leaders:
             end = min(sequence.num_known, leader.num_known) - 1
             if leader.cache_namespace == sequence.cache_namespace and end > longest:
-                common = common_prefix(sequence.tokens(0, end), leader.tokens(0, end))
+                common = common_prefix(sequence.tokens(0, end), leader.tokens(0, end), above=longest)
                 longest = max(longest, common)
         return longest
 
@@ -176,6 +185,11 @@ class Memory:
 
     def _match(self, sequence: Sequence) -> Match:
         return self._kv.match(sequence) if sequence.sequence_id is None else Match(None, 0)
+
+    def _longest_idle(self) -> Holding | None:
+        """The least recently used resident that nothing promises to keep and that has cells of its own."""
+        residents = sorted(self._kv.above_floors(), key=lambda one: one.last_used)
+        return next((one for one in residents if self._kv.num_reclaimable([one])), None)
 
     def _give_up(self, requester: Sequence) -> bool:
         """Evict one resident or take one paused sequence's KV; False if there is neither."""

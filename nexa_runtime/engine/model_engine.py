@@ -179,6 +179,11 @@ class ModelEngine:
         news, self._news = self._news, []
         return news
 
+    def note_published(self, elapsed_s: float) -> None:
+        """It took so many seconds to hand the news over."""
+        if self.generation is not None:
+            self.generation.meter.publish_s += elapsed_s
+
     def rest(self) -> None:
         """There is nothing to do for now."""
         self._count()

@@ -102,6 +102,7 @@ class Runner:
         failed: dict[int, Exception] = {}
         lost: set[int] = set()
         status = self._decode(plan.chunks) if plan.chunks else DecodeStatus.OK
+        decoded = time.perf_counter()
         if status is DecodeStatus.OK:
             self._sample(plan.chunks, choices, failed)
         elif status is DecodeStatus.ABORTED:
@@ -111,14 +112,16 @@ class Runner:
             if status is not DecodeStatus.NO_KV_SLOT:
                 for chunk in plan.chunks:
                     self._retry(chunk, choices, failed, lost)
+        end = time.perf_counter()
         return StepResult(
-            time.perf_counter() - start,
+            end - start,
             {key: choice.tokens for key, choice in choices.items()},
             failed,
             is_pool_full=status is DecodeStatus.NO_KV_SLOT,
             lost=frozenset(lost),
             complete=frozenset(key for key, choice in choices.items() if choice.is_last),
             unreadable=frozenset(unreadable),
+            sample_s=end - decoded if status is DecodeStatus.OK else 0.0,
         )
 
     def _apply(self, operation: KvOperation) -> int | None:

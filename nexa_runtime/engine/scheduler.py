@@ -42,8 +42,9 @@ PREFILL_WORK = 1.0
 
 @dataclass(frozen=True, slots=True)
 class SchedulerStats:
-    """A snapshot: sequences running, waiting and, of these, paused; ids and cells held; what memory
-    pressure and fairness have cost so far; and what lies in host memory.
+    """A snapshot: sequences running, waiting and, of these, paused; ids and cells held, and of these cells
+    those that only residents hold; what memory pressure and fairness have cost so far; and what lies in host
+    memory.
     """
 
     num_running: int = 0
@@ -51,6 +52,7 @@ class SchedulerStats:
     num_paused: int = 0
     num_resident_ids: int = 0
     num_used_cells: int = 0
+    num_resident_cells: int = 0
     num_preemptions: int = 0
     num_evictions: int = 0
     num_pauses: int = 0
@@ -59,12 +61,15 @@ class SchedulerStats:
 
 @dataclass(frozen=True, slots=True)
 class TenantCounts:
-    """What one tenant has on one model right now. ``virtual_time``: what it has paid, in weighted tokens."""
+    """What one tenant has on one model right now. ``virtual_time``: what it has paid, in weighted tokens.
+    ``num_resident_cells``: those of its cells that only wait for a prompt that begins alike.
+    """
 
     num_running: int
     num_waiting: int
     num_cells: int
     virtual_time: float
+    num_resident_cells: int = 0
 
 
 class Scheduler:
@@ -107,6 +112,8 @@ class Scheduler:
         """Whether a sequence has, since residents were last looked at."""
         self._budget = PrefillBudget(step_tokens, itl_target_s, tile_rows)
         self._turns = AdapterTurns()
+        self._next_answer = 0
+        """Whose turn is next of the answers that find no room in one step together."""
         self._max_rows: int | None = None
         """Set when llama.cpp found no room for a step although nothing was left to give up."""
         self._num_pauses = 0
@@ -214,6 +221,7 @@ class Scheduler:
             num_paused=len(self._slots.paused()),
             num_resident_ids=self._kv.num_resident_ids,
             num_used_cells=self._kv.num_cells - self._kv.num_free_cells,
+            num_resident_cells=self._kv.num_resident_cells(),
             num_preemptions=self._memory.num_preemptions,
             num_evictions=self._memory.num_evictions,
             num_pauses=self._num_pauses,
@@ -224,10 +232,16 @@ class Scheduler:
         """Counts of this moment by tenant, of those that have anything here."""
         running = Counter(one.share.tenant_id for one in self._slots.running)
         waiting = Counter(one.share.tenant_id for one in self._slots.waiting())
-        cells = self._kv.tenant_cells()
+        cells, idle = self._kv.tenant_cells(), self._kv.tenant_cells(residents_only=True)
         paid = self._accounts.virtual_times()
         return {
-            name: TenantCounts(running[name], waiting[name], round(cells.get(name, 0.0)), paid.get(name, 0.0))
+            name: TenantCounts(
+                running[name],
+                waiting[name],
+                round(cells.get(name, 0.0)),
+                paid.get(name, 0.0),
+                round(idle.get(name, 0.0)),
+            )
             for name in {*running, *waiting, *cells, *paid}
         }
 
@@ -298,7 +312,7 @@ class Scheduler:
             rows = self._budget.prompts_alone(current.prompt_rows)
             current.prompt_rows -= self._plan_prompts(prefilling, rows, max_rows, chunks)
         if not chunks:
-            num_rows = self._plan_answers(decoding[:max_rows], max_rows, chunks)
+            num_rows = self._plan_answers(decoding, self._budget.answer_rows(max_rows), chunks)
             if turn is None:
                 is_shared = num_rows or is_awaited
                 rows = self._budget.mixed(num_rows) if is_shared else self._budget.prompts_alone()
@@ -319,8 +333,14 @@ class Scheduler:
         return waiting
 
     def _plan_answers(self, decoding: list[Sequence], room: int, chunks: dict[int, Chunk]) -> int:
-        """Plan a row for each, and more for those that have forced tokens, while they stay under a tile."""
-        spare = self._budget.spare_rows(len(decoding), room)
+        """Plan a row for each, and more for those that have forced tokens, ``room`` at most. Where there is
+        none for all they take turns.
+        """
+        if len(decoding) > room:
+            first = self._next_answer % len(decoding)
+            self._next_answer = first + room
+            decoding = [*decoding[first:], *decoding[:first]][:room]
+        spare = room - len(decoding)
         num_rows = 0
         for place, sequence in enumerate(decoding):
             count = min(sequence.num_pending, 1 + spare // (len(decoding) - place))

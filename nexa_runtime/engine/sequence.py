@@ -260,7 +260,7 @@ class StepResult:
     ``elapsed_s``: time of the step, in seconds. ``is_pool_full``: llama.cpp found no room for the rows;
     nothing was computed. ``lost``: keys of sequences whose KV cannot be trusted any more; they are computed
     again. ``complete``: keys of sequences that nothing may follow. ``unreadable``: blocks of host memory that
-    could not be taken back.
+    could not be taken back. ``sample_s``: the part of the time that sampling took.
     """
 
     elapsed_s: float
@@ -270,6 +270,7 @@ class StepResult:
     lost: frozenset[int] = frozenset()
     complete: frozenset[int] = frozenset()
     unreadable: frozenset[int] = frozenset()
+    sample_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from nexa_runtime.llama.embedding import (
 )
 from nexa_runtime.llama.mask import TokenMask
 from nexa_runtime.llama.model import Model
-from nexa_runtime.llama.planning import MemoryPlan, free_gpu_bytes, plan_memory
+from nexa_runtime.llama.planning import MemoryPlan, free_gpu_bytes, gpu_memory, plan_memory
 from nexa_runtime.llama.sampler import Sampler, sample_greedy
 from nexa_runtime.llama.sampling_params import (
     MAX_DRY_BREAKERS,
@@ -55,6 +55,7 @@ __all__ = [
     "canonical_samplers",
     "check_scores",
     "free_gpu_bytes",
+    "gpu_memory",
     "kv_cell_bytes",
     "max_input_tokens",
     "normalised",

@@ -69,8 +69,16 @@ def plan_memory(paths: Sequence[Path], params: ContextParams) -> MemoryPlan:
         model.close()
 
 
-def free_gpu_bytes() -> int | None:
-    """Free memory of all GPUs together; None where there is none."""
+@dataclass(frozen=True, slots=True)
+class GpuMemory:
+    """Of all GPUs together, in bytes."""
+
+    free_bytes: int
+    total_bytes: int
+
+
+def gpu_memory() -> GpuMemory | None:
+    """The memory of all GPUs together; None where there is none."""
     library = C._lib
     library.ggml_backend_dev_count.restype = ctypes.c_size_t
     library.ggml_backend_dev_get.restype = ctypes.c_void_p
@@ -80,12 +88,19 @@ def free_gpu_bytes() -> int | None:
     library.ggml_backend_dev_memory.argtypes = [ctypes.c_void_p, size, size]
     devices = map(library.ggml_backend_dev_get, range(library.ggml_backend_dev_count()))
     gpus = [device for device in devices if library.ggml_backend_dev_type(device) == _DEVICE_TYPE_GPU]
-    free_bytes = 0
+    free_bytes = total_bytes = 0
     for gpu in gpus:
         free, total = ctypes.c_size_t(), ctypes.c_size_t()
         library.ggml_backend_dev_memory(gpu, ctypes.byref(free), ctypes.byref(total))
         free_bytes += free.value
-    return free_bytes if gpus else None
+        total_bytes += total.value
+    return GpuMemory(free_bytes, total_bytes) if gpus else None
+
+
+def free_gpu_bytes() -> int | None:
+    """Free memory of all GPUs together; None where there is none."""
+    memory = gpu_memory()
+    return None if memory is None else memory.free_bytes
 
 
 def _make_context(model: Model, params: ContextParams) -> Context | EmbeddingContext:

@@ -19,12 +19,14 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.routing import Route
 
-from nexa_runtime.config import ServerSettings, Settings
+from nexa_runtime.config import MetricsSettings, ServerSettings, Settings
 from nexa_runtime.errors import ConfigError, NexaError
 from nexa_runtime.server.auth import Gate
 from nexa_runtime.server.discovery import Registration
 from nexa_runtime.server.errors import on_http_error, on_nexa_error, status_of
 from nexa_runtime.server.metadata import About
+from nexa_runtime.server.metrics import Metrics
+from nexa_runtime.server.metrics_port import metrics_port
 from nexa_runtime.server.middleware import RequestMiddleware
 from nexa_runtime.server.readiness import Readiness
 from nexa_runtime.server.reload import Reloader
@@ -36,6 +38,7 @@ from nexa_runtime.server.routes import (
     health,
     messages,
     metadata,
+    metrics,
     models,
     ollama,
     rerank,
@@ -51,11 +54,13 @@ from nexa_runtime.serving.pool import ModelPool
 from nexa_runtime.serving.pulling import Puller
 from nexa_runtime.serving.reranking import RerankService
 from nexa_runtime.serving.text import TextService
-from nexa_runtime.store.hub import Hub
 from nexa_runtime.store.store import state_dir
 from nexa_runtime.tenancy.setup import Tenancy
 from nexa_runtime.usage import Recorder
+from nexa_runtime.usage.counts import RequestCounts
 from nexa_runtime.usage.database import open_database_sink
+from nexa_runtime.usage.request_log import open_request_log
+from nexa_runtime.usage.totals import UsageTotals
 
 _PROBE_ID = "nexa-probe"
 """Asked for at the start, where there is no default tenant: any answer shows that limits can be read."""
@@ -82,29 +87,43 @@ _DOCS = (
 class App(Starlette):
     """The ASGI application. ``dispatcher`` and ``puller`` are ended before connections are closed."""
 
-    def __init__(self, pool: ModelPool, tenancy: Tenancy, settings: Settings) -> None:
+    def __init__(
+        self,
+        pool: ModelPool,
+        tenancy: Tenancy,
+        settings: Settings,
+        metrics_listener: socket.socket | None = None,
+    ) -> None:
+        """``metrics_listener``: see ``bind_metrics``."""
+        counts, totals = RequestCounts(pool.has_met), UsageTotals()
         database = open_database_sink(settings.usage_database, state_dir(settings.store) / "usage-spool")
-        self.recorder = Recorder([sink for sink in (database,) if sink is not None])
+        sinks = (counts, totals, open_request_log(settings.usage), database)
+        self.recorder = Recorder([sink for sink in sinks if sink is not None])
         self.dispatcher = Dispatcher(
             pool, settings.serving, slots=settings.engine.slots, recorder=self.recorder, status_of=status_of
         )
-        self.puller = Puller(pool.library.store, pool.library.catalog, Hub(settings.store))
+        self.puller = Puller(pool.library.store, pool.library.catalog, settings.store)
         self.reloader = Reloader(pool.library, self.puller, tenancy.directory, settings)
         self._tenancy = tenancy
         self._watchdog = Watchdog(settings.health.step_limit_s)
+        self._metrics_listener = metrics_listener
         gate = Gate(settings.access, tenancy)
+        readiness = Readiness(self.dispatcher, tenancy.directory, self._watchdog)
+        self.metrics = Metrics(counts, self.dispatcher, self.recorder, tenancy.directory, readiness)
         self._services = Services(
-            gate,
-            tenancy,
-            self.dispatcher,
-            GenerationService(self.dispatcher),
-            EmbeddingService(self.dispatcher),
-            self.puller,
-            settings.server,
-            RerankService(self.dispatcher),
-            TextService(self.dispatcher),
-            Readiness(self.dispatcher, tenancy.directory, self._watchdog),
-            About(pool, settings, is_open=gate.is_open),
+            gate=gate,
+            tenancy=tenancy,
+            dispatcher=self.dispatcher,
+            generation=GenerationService(self.dispatcher),
+            embedding=EmbeddingService(self.dispatcher),
+            reranking=RerankService(self.dispatcher),
+            text=TextService(self.dispatcher),
+            puller=self.puller,
+            settings=settings.server,
+            readiness=readiness,
+            about=About(pool, settings, is_open=gate.is_open),
+            metrics=self.metrics,
+            totals=totals,
         )
         self._registration = None
         if settings.discovery.etcd_url is not None:
@@ -141,11 +160,13 @@ class App(Starlette):
                 Route("/admin/tenants", admin.list_tenants),
                 Route("/admin/tenants/{tenant_id}/config", admin.tenant_config),
                 Route("/admin/tenants/{tenant_id}/refresh", admin.refresh_tenant, methods=["POST"]),
+                Route("/admin/usage", admin.usage),
                 Route("/health", health.health),
                 Route("/readyz", health.readyz),
+                Route("/metrics", metrics.metrics),
                 *(_DOCS if gate.is_open else ()),
             ],
-            middleware=[Middleware(RequestMiddleware)],
+            middleware=[Middleware(RequestMiddleware, on_end=self.metrics.note_answer)],
             exception_handlers={NexaError: on_nexa_error, HTTPException: on_http_error},
             lifespan=self._lifespan,
         )
@@ -164,9 +185,11 @@ class App(Starlette):
         tasks = [
             asyncio.create_task(directory.wait_answered(self._tenancy.default_id or _PROBE_ID)),
             asyncio.create_task(self._watch_limits()),
+            asyncio.create_task(self.metrics.watch_loop()),
         ]
         try:
-            yield {"services": self._services}
+            async with metrics_port(self.metrics, self._services.gate, self._metrics_listener):
+                yield {"services": self._services}
         finally:
             self.reloader.stop()
             for task in tasks:
@@ -234,21 +257,29 @@ class Server(uvicorn.Server):
 
 def bind(settings: ServerSettings) -> socket.socket:
     """A listening socket. Raises ``ConfigError`` when the address cannot be had."""
+    return _bind(settings.host, settings.port, "--port or NEXA_PORT")
+
+
+def bind_metrics(server: ServerSettings, settings: MetricsSettings) -> socket.socket | None:
+    """The socket of ``metrics_port``; None where it is not asked for. Raises as ``bind``."""
+    return None if settings.port is None else _bind(server.host, settings.port, "NEXA_METRICS_PORT")
+
+
+def _bind(host: str, port: int, setting: str) -> socket.socket:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
-            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         listener = socket.socket(family, kind, protocol)
     except (OSError, UnicodeError):
-        raise ConfigError(f"NEXA_HOST is {settings.host[:100]!r}, which is no address here.") from None
+        raise ConfigError(f"NEXA_HOST is {host[:100]!r}, which is no address here.") from None
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen(2048)
     except OSError as error:
         listener.close()
-        place = f"{settings.host}:{settings.port}"
         raise ConfigError(
-            f"Cannot listen on {place}: {error.strerror}. Choose another port with --port or NEXA_PORT."
+            f"Cannot listen on {host}:{port}: {error.strerror}. Choose another port with {setting}."
         ) from None
     return listener

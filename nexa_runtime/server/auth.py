@@ -5,7 +5,7 @@ before they read a body.
 
 - A *tenant key* (``tenancy/keys``) is its tenant; a header that names another is refused.
 - The *service key* acts for the tenant that the header names.
-- The *admin key* opens ``/admin`` and nothing else.
+- The *admin key* opens ``/admin`` and ``/metrics``, and nothing else.
 - A bare header counts where the owner says so: ``NEXA_TRUST_TENANT_HEADER``, from ``NEXA_TRUSTED_CIDRS``.
 - With neither of these keys nor that trust the server is *open*: the header counts, any other key is ignored,
   and only tenants that have keys of their own must show them. An open server listens on loopback only, and
@@ -90,7 +90,7 @@ class Gate:
         if self.is_open:
             return
         if not self._admin_digests:
-            raise AuthenticationError("/admin is closed: NEXA_ADMIN_KEY is not set.")
+            raise AuthenticationError("This is closed: NEXA_ADMIN_KEY is not set.")
         key = _key_of(request, is_strict=True)
         if key is None:
             raise AuthenticationError("The admin key is needed: send it as Authorization: Bearer.")
@@ -98,7 +98,7 @@ class Gate:
         if keys.matches(key, self._admin_digests):
             return
         if keys.matches(key, self._service_digests):
-            raise AccessError("The service key does not open /admin; NEXA_ADMIN_KEY does.")
+            raise AccessError("The service key does not open this; NEXA_ADMIN_KEY does.")
         raise AuthenticationError("This is not the admin key.")
 
     def check_reader(self, request: Request) -> None:
@@ -110,7 +110,7 @@ class Gate:
         if keys.matches(key, self._service_digests):
             return await self._named(request)
         if keys.matches(key, self._admin_digests):
-            raise AccessError("The admin key opens /admin only.")
+            raise AccessError("The admin key opens /admin and /metrics only.")
         tenant_id = keys.tenant_of(key)
         if tenant_id is None or not (self._tenancy.is_multi or tenant_id == self._tenancy.default_id):
             raise AuthenticationError("This key is not known here.")

@@ -1,7 +1,7 @@
 """Errors on the wire: each exception class has one status, and the path chooses the shape of the body.
 
 Owns the map from classes to HTTP statuses, and the two shapes: Anthropic's under ``/v1/messages``, OpenAI's
-everywhere else. It never decides what is an error.
+everywhere else. It never decides what is an error. ``state["error_code"]`` is set here, for who counts them.
 """
 
 import math

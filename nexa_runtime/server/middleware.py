@@ -2,11 +2,13 @@
 
 Pure ASGI; it never reads bodies. ``state["request_id"]`` is set here, ``state["answer_headers"]`` by whoever
 knows the tenant; so are ``key_id``, ``model`` (as the client named it) and ``error_code``, for the log.
+Whoever counts requests is told when one has been answered.
 """
 
 import re
 import time
 import uuid
+from collections.abc import Callable
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -15,7 +17,7 @@ from nexa_runtime.server.errors import error_response, is_anthropic
 from nexa_runtime.telemetry import bind_request, get_logger
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-_QUIET_PATHS = frozenset({"/health", "/readyz"})
+_QUIET_PATHS = frozenset({"/health", "/readyz", "/metrics"})
 _MAX_PATH_CHARS = 200
 
 _log = get_logger("server")
@@ -26,8 +28,10 @@ class RequestMiddleware:
     clients look for ``request-id``.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, on_end: Callable[[Scope, int], None]) -> None:
+        """``on_end`` gets the status of each request; 0 where nothing was sent."""
         self._app = app
+        self._on_end = on_end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -61,6 +65,7 @@ class RequestMiddleware:
                     raise
                 await error_response(error, scope)(scope, receive, send_with_id)
             finally:
+                self._on_end(scope, status)
                 log = _log.debug if scope["path"] in _QUIET_PATHS else _log.info
                 log(
                     "request",

@@ -197,6 +197,8 @@ def _operation(endpoint: Endpoint, schemas: Mapping[object, JsonSchemaValue]) ->
 def _parameters(endpoint: Endpoint) -> Iterator[Json]:
     for name in re.findall(r"{(\w+)}", endpoint.path):
         yield {**_parameter("path", name), "schema": _PATH_SCHEMAS.get(name, {"type": "string"})}
+    for name, description in endpoint.query.items():
+        yield _parameter("query", name, description)
     if endpoint.access is Access.TENANT:
         yield {"$ref": "#/components/parameters/tenant"}
         if endpoint.request is not None:

@@ -10,6 +10,7 @@ from nexa_runtime.config import ServerSettings
 from nexa_runtime.server.auth import Gate
 from nexa_runtime.server.body import read_json_object
 from nexa_runtime.server.metadata import About
+from nexa_runtime.server.metrics import Metrics
 from nexa_runtime.server.readiness import Readiness
 from nexa_runtime.serving.call import Call
 from nexa_runtime.serving.dispatcher import Dispatcher
@@ -22,6 +23,7 @@ from nexa_runtime.telemetry import bind_caller
 from nexa_runtime.tenancy.admission import RateState
 from nexa_runtime.tenancy.setup import Tenancy
 from nexa_runtime.tenancy.tenant import Tenant
+from nexa_runtime.usage.totals import UsageTotals
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,8 @@ class Services:
     text: TextService
     readiness: Readiness
     about: About
+    metrics: Metrics
+    totals: UsageTotals
 
 
 class State(TypedDict):
@@ -59,6 +63,7 @@ async def tenant_of(request: Request) -> Tenant:
     """
     tenant = await services(request).gate.tenant(request)
     bind_caller(tenant.id, request.state.key_id)
+    request.state.tenant_id = tenant.id
     admission = services(request).dispatcher.admission
     request.state.answer_headers = lambda: _rate_headers(admission.rates(tenant))
     return tenant
@@ -71,7 +76,9 @@ async def tenant_and_body(request: Request) -> tuple[Tenant, dict[str, object]]:
     tenant = await tenant_of(request)
     body = await read_json_object(request, services(request).settings)
     request.state.model = body.get("model")
-    return await services(request).tenancy.directory.resolve(tenant.id), body
+    tenant = await services(request).tenancy.directory.resolve(tenant.id)
+    request.state.logged_body = body if tenant.limits.logs_prompts else None
+    return tenant, body
 
 
 def call_of(request: Request) -> Call:
@@ -81,6 +88,8 @@ def call_of(request: Request) -> Call:
         endpoint=request.url.path,
         key_id=request.state.key_id,
         is_patient=request.headers.get("x-nexa-wait") != "0",
+        on_admitted=lambda: setattr(request.state, "is_admitted", True),
+        body=request.state.logged_body,
     )
 
 

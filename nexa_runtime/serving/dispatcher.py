@@ -134,6 +134,7 @@ class Dispatcher:
         if self.is_draining:
             raise ShuttingDownError
         ticket = self.admission.admit(tenant, slots=self._slots, count=count)
+        call.on_admitted()
         name = model_name or tenant.limits.model_id or self.pool.library.default_name
         return OpenRequest(call, name, ticket, self._recorder, self._status_of)
 

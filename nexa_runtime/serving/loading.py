@@ -209,7 +209,9 @@ def open_pool(settings: Settings) -> ModelPool:
         load.try_out(source)
         if settings.pool.memory_budget is not None:
             check_budget(source.id, load.needed_bytes(source), budget_bytes)
-        pool.adopt(source, load(source, budget_bytes, is_quiet=True))
+        start = time.monotonic()
+        model = load(source, budget_bytes, is_quiet=True)
+        pool.adopt(source, model, load_s=time.monotonic() - start)
     except ModelFileError as error:
         if source.record is None:
             raise

@@ -94,7 +94,7 @@ class OpenRequest:
             error = ClientDisconnectedError()
         record = self._record(used, error)
         self._log(record, error)
-        self._recorder.record(record)
+        self._recorder.record(record if self.call.body is None else record.with_body(self.call.body))
 
     def _record(self, used: Used, error: BaseException | None) -> UsageRecord:
         status = 200 if error is None else self._status_of(error) if isinstance(error, Exception) else 500

@@ -112,9 +112,9 @@ class ModelPool:
         self._sweeper: asyncio.Task[None] | None = None
         self._is_stopping = False
 
-    def adopt(self, source: ModelSource, model: LoadedModel) -> None:
-        """Take a model in that was loaded already, before ``start``."""
-        self._entries[source.id] = Entry(source, model, last_used=time.monotonic())
+    def adopt(self, source: ModelSource, model: LoadedModel, *, load_s: float | None = None) -> None:
+        """Take a model in that was loaded already, before ``start``, in so many seconds."""
+        self._entries[source.id] = Entry(source, model, last_used=time.monotonic(), load_s=load_s)
 
     def reject(self, source: ModelSource, error: NexaError) -> None:
         """Note, before ``start``, that a model could not be loaded."""
@@ -180,6 +180,15 @@ class ModelPool:
     def models(self) -> Sequence[LoadedModel]:
         """All that are loaded."""
         return [entry.model for entry in self._entries.values() if entry.model is not None]
+
+    def load_s(self, model: LoadedModel) -> float | None:
+        """How long a loaded model took to load, in seconds."""
+        entry = self._entries.get(model.id)
+        return None if entry is None else entry.load_s
+
+    def has_met(self, name: str) -> bool:
+        """Whether that is the id of a model which is or was loaded here, or failed to. Looks at no disk."""
+        return name in self._entries
 
     def sources(self) -> Sequence[ModelSource]:
         """All that could be asked for."""

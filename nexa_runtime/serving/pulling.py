@@ -6,6 +6,8 @@ them.
 
 Deliberate: the threads are daemons. A pull may wait long for the hub or for another process, and the server
 must be able to end meanwhile; wherever a pull was, the next one goes on from there.
+
+Deliberate: the first pull imports the hub's client. At the start that would be a fifth of all imports.
 """
 
 import asyncio
@@ -15,10 +17,10 @@ from contextlib import suppress
 
 import anyio
 
+from nexa_runtime.config import StoreSettings
 from nexa_runtime.errors import NexaError, ShuttingDownError, StoreError
+from nexa_runtime.store.arrival import OnEvent, PullEvent
 from nexa_runtime.store.catalog import Catalog
-from nexa_runtime.store.hub import Hub
-from nexa_runtime.store.pull import OnEvent, PullEvent, pull
 from nexa_runtime.store.store import ModelStore
 from nexa_runtime.telemetry import get_logger
 
@@ -84,10 +86,10 @@ class Pull:
 class Puller:
     """Brings models into the store while the server runs; it serves them from then on."""
 
-    def __init__(self, store: ModelStore, catalog: Catalog, hub: Hub) -> None:
+    def __init__(self, store: ModelStore, catalog: Catalog, settings: StoreSettings) -> None:
         self._store = store
         self._catalog = catalog
-        self._hub = hub
+        self._settings = settings
         self._running: set[Pull] = set()
         self._turns = threading.Semaphore(_MAX_RUNNING)
         self._is_stopping = False
@@ -124,8 +126,12 @@ class Puller:
 
     def _fault_of(self, name: str, on_event: OnEvent) -> NexaError | None:
         """Pull; what went wrong. The log says it too: nobody may be reading."""
+        from nexa_runtime.store.hub import Hub
+        from nexa_runtime.store.pull import pull
+
+        hub = Hub(self._settings)
         try:
-            record = pull(name, store=self._store, hub=self._hub, catalog=self._catalog, on_event=on_event)
+            record = pull(name, store=self._store, hub=hub, catalog=self._catalog, on_event=on_event)
         except NexaError as error:
             _log.warning("pull_failed", model=name[:200], reason=str(error))
             return error

@@ -41,6 +41,7 @@ from nexa_runtime.errors import (
     UsageError,
 )
 from nexa_runtime.store.catalog import HubReference, ModelSpec
+from nexa_runtime.store.names import is_first_part, quant_of, split_paths
 from nexa_runtime.store.transfer import (
     OnProgress,
     OnRetry,
@@ -62,10 +63,6 @@ DEFAULT_QUANTS = ("Q4_K_M", "Q8_0")
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_SPLIT = re.compile(r"(?P<stem>.*)-(?P<index>\d{5})-of-(?P<count>\d{5})\.gguf", re.IGNORECASE)
-_QUANT = re.compile(
-    r"(?:^|[-._/])((?:UD-)?(?:I?Q\d\w*|TQ\d\w*|BF16|FP?16|FP?32|MXFP4\w*))(?=[-.])", re.IGNORECASE
-)
 _NOT_MODELS = ("mmproj", "imatrix")
 
 
@@ -251,12 +248,6 @@ def choose_files(repo: str, paths: Sequence[str], *, quant: str | None, file: st
     return _with_splits(repo, found, paths)
 
 
-def quant_of(path: str) -> str | None:
-    """The quant that a file's path names ("Q4_K_M"), if it names one."""
-    found = _QUANT.findall(path)
-    return found[-1].upper() if found else None
-
-
 def _of_quant(models: Iterable[str], quant: str) -> str | None:
     pattern = re.compile(re.escape(quant) + "[.-]", re.IGNORECASE)
     return next((path for path in models if pattern.search(path)), None)
@@ -271,11 +262,9 @@ def _default(paths: Iterable[str]) -> str | None:
 def _is_model(path: str) -> bool:
     """Whether a model begins with this file."""
     name = path.rpartition("/")[2].lower()
-    split = _SPLIT.fullmatch(name)
-    is_first = split is None or int(split["index"]) == 1
     # Names are shown on a terminal, which would obey what is not printable.
     is_named_well = path.isprintable() and not any(word in name for word in _NOT_MODELS)
-    return name.endswith(".gguf") and is_first and is_named_well
+    return name.endswith(".gguf") and is_first_part(name) and is_named_well
 
 
 def _named(repo: str, paths: Sequence[str], models: Sequence[str], file: str) -> str:
@@ -287,15 +276,6 @@ def _named(repo: str, paths: Sequence[str], models: Sequence[str], file: str) ->
 
 def _listed(models: Sequence[str]) -> str:
     return ", ".join(dict.fromkeys(quant_of(path) or path for path in models))
-
-
-def split_paths(path: str) -> tuple[tuple[str, ...], str]:
-    """All parts of the model that the file is of, by their names alone, and what their names share."""
-    split = _SPLIT.fullmatch(path)
-    if split is None:
-        return (path,), re.sub(r"\.gguf$", "", path, flags=re.IGNORECASE)
-    stem, count = split["stem"], int(split["count"])
-    return tuple(f"{stem}-{index:05}-of-{count:05}.gguf" for index in range(1, count + 1)), stem
 
 
 def _with_splits(repo: str, path: str, paths: Sequence[str]) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ from nexa_runtime.store.arrival import (
 )
 from nexa_runtime.store.files import sha256_of, writing
 from nexa_runtime.store.gguf import read_header
-from nexa_runtime.store.hub import quant_of, split_paths
+from nexa_runtime.store.names import quant_of, split_paths
 from nexa_runtime.store.reference import check_name
 from nexa_runtime.store.store import FileRecord, ModelRecord, ModelStore
 

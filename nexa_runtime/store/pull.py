@@ -25,8 +25,9 @@ from nexa_runtime.store.arrival import (
 from nexa_runtime.store.catalog import Catalog, HubReference, ModelSpec, parse_reference
 from nexa_runtime.store.files import writing
 from nexa_runtime.store.gguf import GgufHeader, read_header
-from nexa_runtime.store.hub import Hub, HubFile, PullPlan, split_paths
+from nexa_runtime.store.hub import Hub, HubFile, PullPlan
 from nexa_runtime.store.importing import import_file
+from nexa_runtime.store.names import split_paths
 from nexa_runtime.store.store import FileRecord, ModelRecord, ModelStore
 
 __all__ = ["OnEvent", "PullEvent", "import_file", "pull", "remaining_bytes"]

@@ -4,7 +4,8 @@ Owns the record's fields and their meaning. ``serving`` makes one for each reque
 has ended and given back all it held; ``recorder`` hands it to the sinks.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 
 
@@ -41,3 +42,23 @@ class UsageRecord:
     def total_tokens(self) -> int:
         """Of prompt and answer."""
         return self.prompt_tokens + self.completion_tokens
+
+    def with_body(self, body: Mapping[str, object]) -> "RecordWithBody":
+        """The same, and what the client sent."""
+        return RecordWithBody(**{name: getattr(self, name) for name in RECORD_FIELDS}, body=body)
+
+
+RECORD_FIELDS = tuple(one.name for one in fields(UsageRecord))
+
+
+@dataclass(frozen=True, slots=True)
+class RecordWithBody(UsageRecord):
+    """Of a tenant that lets its prompts be logged. The request log alone keeps ``body``: it is no field of a
+    record's, so that no other sink stores it unawares.
+    """
+
+    body: Mapping[str, object] = field(repr=False)
+
+    def without_body(self) -> UsageRecord:
+        """The record alone."""
+        return UsageRecord(**{name: getattr(self, name) for name in RECORD_FIELDS})

@@ -30,7 +30,8 @@ MODEL_HELP = (
 )
 
 _FOREIGN_PREFIXES = ("NEXA_", "VAULT_", "TENANT_")
-_FOREIGN_NAMES = frozenset({"API_KEY", "DEFAULT_TENANT_ID", "LOG_LEVEL"})
+_FOREIGN_NAMES = frozenset({"API_KEY", "DEFAULT_TENANT_ID", "LOG_LEVEL", "PYTHONDONTWRITEBYTECODE"})
+"""With the last one every start would compile all of our modules, which an installed server does once."""
 
 _STOP_S = 20.0
 

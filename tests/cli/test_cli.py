@@ -264,9 +264,10 @@ def test_a_server_without_keys_refuses_to_be_reachable() -> None:
         ({"NEXA_TENANTS_FILE": "/none/tenants.yaml"}, "/none/tenants.yaml"),
         ({"DEFAULT_TENANT_ID": "Not An Id"}, "DEFAULT_TENANT_ID"),
         ({"NEXA_PUBLIC_PREFIXES_FILE": "/none/prefixes.yaml"}, "/none/prefixes.yaml"),
+        ({"NEXA_REQUEST_LOG": "/none/requests.jsonl"}, "/none/requests.jsonl"),
     ],
 )
-def test_settings_of_tenants_that_cannot_be_are_one_sentence(env: dict[str, str], words: str) -> None:
+def test_other_settings_that_cannot_be_are_one_sentence(env: dict[str, str], words: str) -> None:
     refused = nexa("serve", "--port", "0", **env)
     assert refused.returncode == 1
     assert words in refused.stderr

@@ -259,7 +259,7 @@ def test_kv_that_a_failure_took_is_computed_again(harness: Harness) -> None:
     for _ in range(3):
         harness.step()
     before = harness.text(key)
-    sequence, _ = harness.lane._live[key]
+    sequence = harness.lane._live[key].sequence
     assert sequence.sequence_id is not None
     harness.context.remove(sequence.sequence_id)
     harness.context.faults = [DecodeStatus.COMPUTE_FAILED]

@@ -35,7 +35,10 @@ def end(cache: KvCache, sequence: Sequence) -> None:
     [([], [], 0), ([1], [2], 0), ([1, 2], [1, 2], 2), ([1, 2, 3], [1, 2, 4], 2), ([5, 2], [1, 2], 0)],
 )
 def test_common_prefix(left: list[int], right: list[int], length: int) -> None:
-    assert common_prefix(np.array(left, dtype=np.int32), np.array(right, dtype=np.int32)) == length
+    arrays = np.array(left, dtype=np.int32), np.array(right, dtype=np.int32)
+    assert common_prefix(*arrays) == length
+    for above in range(3):
+        assert max(common_prefix(*arrays, above=above), above) == max(length, above)
 
 
 def test_what_has_ended_stays_and_is_matched_but_for_the_last_token() -> None:

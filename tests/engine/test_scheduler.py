@@ -554,6 +554,8 @@ def make_tiled(
         scheduler.add(make_sequence(key, 8, max_new=1000), 0.0)
     runner = FakeRunner(is_thorough=False)
     shapes(scheduler, runner, 1)
+    while not all(one.is_decoding for one in scheduler._slots.running):
+        shapes(scheduler, runner, 1)
     taught(scheduler, token_s=0.005)
     return scheduler, runner
 
@@ -570,6 +572,47 @@ def test_one_answer_and_many_prompts_take_turns() -> None:
     for key in range(20, 24):
         scheduler.add(make_sequence(key, 400), 0.0)
     assert shapes(scheduler, runner, 5) == [(1, 0), (0, 128), (1, 0), (0, 128), (1, 0)]
+
+
+def test_answers_that_would_fill_a_tile_take_turns() -> None:
+    scheduler, runner = make_tiled(64, answers=64)
+    before = [one.num_new for one in scheduler._slots.running]
+    assert shapes(scheduler, runner, 64) == [(63, 0)] * 64
+    assert [one.num_new for one in scheduler._slots.running] == [num_new + 63 for num_new in before]
+
+
+def test_a_short_prompt_has_a_step_of_its_own_where_answers_nearly_fill_a_tile() -> None:
+    scheduler, runner = make_tiled(64, answers=60)
+    scheduler.add(make_sequence(70, 16), 0.0)
+    assert shapes(scheduler, runner, 3) == [(0, 16), (61, 0), (61, 0)]
+
+
+def test_the_more_run_the_fewer_idle_cells_stay_warm() -> None:
+    scheduler = Scheduler(
+        slots=32,
+        step_tokens=512,
+        kv_cache=KvCache(num_ids=64, num_cells=20_000),
+        accounts=Accounts(),
+        host_cache=HostCache(max_bytes=10**6, cell_bytes=10),
+        max_warm_cells=400,
+    )
+    for key in range(1, 33):
+        scheduler.add(make_sequence(key, 16, max_new=5 if key <= 24 else 1000), 0.0)
+    runner = FakeRunner()
+    shapes(scheduler, runner, 1)
+    while len(scheduler._slots.running) > 8:
+        shapes(scheduler, runner, 1)
+    shapes(scheduler, runner, 2)
+    assert 300 < scheduler._kv.num_resident_cells() <= 400
+    for key in range(40, 48):
+        scheduler.add(make_sequence(key, 16, max_new=1000), 0.0)
+    scheduler.add(make_sequence(50, 16, max_new=1), 0.0)
+    while scheduler.is_alive(50):
+        shapes(scheduler, runner, 1)
+    shapes(scheduler, runner, 2)
+    assert len(scheduler._slots.running) == 16
+    assert 100 < scheduler._kv.num_resident_cells() <= 200
+    scheduler.check_integrity()
 
 
 def test_few_answers_share_a_step_below_a_tile_until_the_prompt_is_far() -> None:

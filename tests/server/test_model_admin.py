@@ -18,9 +18,8 @@ import httpx
 import pytest
 import yaml
 
-from nexa_runtime.server import app as server_app
 from nexa_runtime.server.routes import admin
-from nexa_runtime.store.hub import Hub
+from nexa_runtime.store import hub as store_hub
 from nexa_runtime.store.store import ModelStore
 from nexa_runtime.tenancy.keys import create_key, digest
 from tests.hub_models import DEMO, SHA256, SIZE, assert_tidy, demo_hub, names_in
@@ -243,7 +242,7 @@ def test_a_disk_that_is_full_is_said_before_anything_comes(
 def test_a_hub_that_is_down_or_never_asked(
     store: ModelStore, monkeypatch: pytest.MonkeyPatch, hub: HubStandin
 ) -> None:
-    monkeypatch.setattr(server_app, "Hub", partial(Hub, sleep=lambda _: None))
+    monkeypatch.setattr(store_hub, "Hub", partial(store_hub.Hub, sleep=lambda _: None))
     with LiveServer(free_settings(**settings_for(store, NOBODY))) as down:
         status, code, sentence = refused(down, DEMO)
         assert (status, code) == (502, "hub_unavailable")
@@ -291,7 +290,7 @@ def test_a_bug_in_a_pull_is_an_end_too(
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("secret")
 
-    monkeypatch.setattr(Hub, "plan", fail)
+    monkeypatch.setattr(store_hub.Hub, "plan", fail)
     status, code, sentence = refused(server, DEMO)
     assert (status, code) == (500, "store_error")
     assert "internal error" in sentence

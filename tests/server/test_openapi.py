@@ -253,6 +253,7 @@ def test_vectors_are_what_is_described(server: LiveServer, encoding: str) -> Non
         ("/readyz", "/readyz"),
         ("/admin/models", "/admin/models"),
         ("/admin/tenants", "/admin/tenants"),
+        ("/admin/usage", "/admin/usage?since=24h"),
         ("/admin/tenants/{tenant_id}/config", "/admin/tenants/demo/config"),
         ("/openapi.json", "/openapi.json"),
     ],

@@ -13,7 +13,8 @@ from nexa_runtime.errors import (
     UsageError,
 )
 from nexa_runtime.store.catalog import HubReference, ModelSpec
-from nexa_runtime.store.hub import choose_files, quant_of
+from nexa_runtime.store.hub import choose_files
+from nexa_runtime.store.names import quant_of
 from tests.hub_models import DEMO, SHA256, SIZE, Waits, hub_of, plan_of, split_files
 from tests.hub_standin import HUB_TOKEN, Fault, HubStandin
 

@@ -20,6 +20,7 @@ from nexa_runtime.tenancy.directory import (
     RETRY_S,
     STALE_S,
     UNKNOWN_S,
+    SourceHealth,
     TenantDirectory,
     Verdict,
     judge,
@@ -159,6 +160,28 @@ def test_an_outage_is_bridged_for_a_quarter_of_an_hour_and_no_longer() -> None:
         source.is_down = False
         clock.now += RETRY_S
         assert (await directory.resolve("acme")).id == "acme"
+
+    anyio.run(scenario)
+
+
+def test_how_the_source_does_is_known() -> None:
+    source, clock = FakeSource({"acme": {}}), Clock()
+
+    async def scenario() -> None:
+        directory = TenantDirectory(source, clock)
+        assert directory.health == SourceHealth("fake", is_up=False, age_s=None, num_errors=0)
+        await directory.resolve("acme")
+        clock.now += 7
+        assert directory.health == SourceHealth("fake", is_up=True, age_s=7, num_errors=0)
+        source.is_down = True
+        with pytest.raises(TenantConfigUnavailableError):
+            await directory.refresh("acme")
+        assert directory.health == SourceHealth("fake", is_up=False, age_s=7, num_errors=1)
+        source.is_down = False
+        with pytest.raises(TenantUnknownError):
+            await directory.resolve("nobody")
+        assert directory.health == SourceHealth("fake", is_up=True, age_s=0, num_errors=1)
+        assert TenantDirectory(None).health is None
 
     anyio.run(scenario)
 

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from nexa_runtime.cli.usage import parse_since
-from nexa_runtime.errors import ConfigError, RecordsRefusedError, UsageDatabaseError, UsageError
+from nexa_runtime.errors import ConfigError, RecordsRefusedError, UsageDatabaseError
 from nexa_runtime.usage.postgres import UsageTable
 from nexa_runtime.usage.table import COLUMNS
 from tests.usage.postgres_server import PASSWORD, PostgresServer
@@ -215,27 +214,3 @@ def test_commands_say_what_is_wrong_in_one_sentence(postgres: PostgresServer) ->
     assert "password authentication failed" in refused.stderr
     assert PASSWORD not in refused.stderr
     assert run("summary", "--since", "yesterday", dsn=postgres.dsn()).returncode == 2
-
-
-NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
-
-
-@pytest.mark.parametrize(
-    ("text", "moment"),
-    [
-        ("24h", datetime(2026, 1, 30, 12, tzinfo=UTC)),
-        ("90m", datetime(2026, 1, 31, 10, 30, tzinfo=UTC)),
-        ("2w", datetime(2026, 1, 17, 12, tzinfo=UTC)),
-        ("2026-01-31", datetime(2026, 1, 31, tzinfo=UTC)),
-        ("2026-01-31T08:00:00Z", datetime(2026, 1, 31, 8, tzinfo=UTC)),
-        ("2026-01-31T08:00+02:00", datetime(2026, 1, 31, 6, tzinfo=UTC)),
-    ],
-)
-def test_since_is_a_time_or_a_duration(text: str, moment: datetime) -> None:
-    assert parse_since(text, NOW) == moment
-
-
-@pytest.mark.parametrize("text", ["", "h", "-1h", "1y", "999999w", "yesterday", "1 h", "2026-13-01", "٣h"])
-def test_other_texts_are_refused(text: str) -> None:
-    with pytest.raises(UsageError, match=r"--since is .* like 24h"):
-        parse_since(text, NOW)

@@ -9,10 +9,10 @@ from typing import Literal, NotRequired
 from typing_extensions import TypedDict
 
 from nexa_runtime.engine.scheduler import SchedulerStats
-from nexa_runtime.store.pull import PullEvent
+from nexa_runtime.store.arrival import PullEvent
 from nexa_runtime.tenancy.admission import TenantUsage
 
-__all__ = ["Health", "ModelStates", "PullEvent", "Readiness", "TenantConfig", "TenantList"]
+__all__ = ["Health", "ModelStates", "PullEvent", "Readiness", "TenantConfig", "TenantList", "UsageSums"]
 
 
 class Health(TypedDict):
@@ -100,3 +100,36 @@ class TenantConfig(TypedDict):
     limits: dict[str, object]
     problems: list[str]
     unknown_keys: list[str]
+
+
+class UsageCounts(TypedDict):
+    """What was used. ``statuses``: requests by class, such as `2xx`."""
+
+    requests: int
+    statuses: dict[str, int]
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class TenantModelUsage(UsageCounts):
+    """Of one tenant and model; null stands for those beyond the number that is told apart."""
+
+    tenant_id: str | None
+    model: str | None
+
+
+class UsageSums(TypedDict):
+    """What was used from `since` to `until`, by the time of admission in whole minutes.
+
+    It counts since `started_at`, the start of the server. Before `complete_since` there are no single minutes
+    any more: who asks for a moment between the two gets what is there from `complete_since` on.
+    """
+
+    started_at: str
+    complete_since: str
+    since: str
+    until: str
+    total: UsageCounts
+    usage: list[TenantModelUsage]

@@ -21,6 +21,7 @@ from nexa_runtime.server.protocol import (
     shapes,
     text_shapes,
     tokens,
+    usage,
 )
 from nexa_runtime.server.protocol.chat import ChatRequest
 from nexa_runtime.server.protocol.completions import CompletionRequest
@@ -31,6 +32,7 @@ from nexa_runtime.server.protocol.wire import WireModel
 
 EVENTS = "text/event-stream"
 HTML = "text/html"
+TEXT = "text/plain"
 
 _MODEL = (404, 503)
 """The model that a request names is not there, is on its way, or does not fit."""
@@ -65,7 +67,8 @@ class Endpoint:
     each event of a stream, the last one of a stream that is cut among them. ``refusals``: statuses of errors,
     besides those that follow from ``access`` and from there being a request; ``error`` is their body.
     ``others``: of answers that are no errors.
-    ``fields``: what becomes of each field of the body. ``example``: a body.
+    ``fields``: what becomes of each field of the body. ``example``: a body. ``query``: what each parameter of
+    the query means.
     """
 
     method: str
@@ -78,6 +81,7 @@ class Endpoint:
     request: type[WireModel] | None = None
     fields: Mapping[str, Support] = field(default_factory=dict)
     example: Mapping[str, object] = field(default_factory=dict)
+    query: Mapping[str, str] = field(default_factory=dict)
     refusals: tuple[int, ...] = ()
     error: object = shapes.ErrorBody
     others: Mapping[int, object] = field(default_factory=dict)
@@ -199,6 +203,10 @@ ENDPOINTS = (
         answer=admin_shapes.Readiness, others={503: admin_shapes.Readiness},
     ),
     Endpoint(
+        "GET", "/metrics", "All numbers, for Prometheus", Access.ADMIN, answer=str, answer_type=TEXT,
+        refusals=(400,),
+    ),
+    Endpoint(
         "GET", "/admin/models", "Every model of the store and every loaded one", Access.ADMIN,
         answer=admin_shapes.ModelStates,
     ),
@@ -226,6 +234,10 @@ ENDPOINTS = (
     Endpoint(
         "POST", "/admin/tenants/{tenant_id}/refresh", "The same, after asking their source anew",
         Access.ADMIN, answer=admin_shapes.TenantConfig, refusals=(400, 404, 503),
+    ),
+    Endpoint(
+        "GET", "/admin/usage", "What was used since a moment, by tenant and model", Access.ADMIN,
+        answer=admin_shapes.UsageSums, query=usage.QUERY, refusals=(400,),
     ),
     Endpoint("GET", "/openapi.json", "This document", Access.OPEN, answer=dict[str, object]),
     Endpoint("GET", "/docs", "A page to read and try the API", Access.OPEN, answer=str, answer_type=HTML),

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict
+from datetime import UTC, datetime
 
 from sse_starlette import EventSourceResponse
 from starlette.requests import Request
@@ -14,6 +15,7 @@ from nexa_runtime.server.errors import error_body, json_response
 from nexa_runtime.server.frames import DONE, frame
 from nexa_runtime.server.ignored import ignored_header
 from nexa_runtime.server.protocol import pulls
+from nexa_runtime.server.protocol import usage as usage_format
 from nexa_runtime.server.protocol.parameters import read_fields
 from nexa_runtime.server.services import Services, services
 from nexa_runtime.server.stream import KEEP_ALIVE_S, SEND_TIMEOUT_S, WITHHOLD_S
@@ -97,6 +99,14 @@ async def list_tenants(request: Request) -> Response:
             }
         )
     return json_response({"tenants": tenants})
+
+
+async def usage(request: Request) -> Response:
+    """What tenants have used since a moment, as far as memory goes back."""
+    services(request).gate.check_admin(request)
+    tenant_id, since = usage_format.read_query(request.query_params, datetime.now(UTC))
+    report = services(request).totals.report(tenant_id=tenant_id, since=since)
+    return json_response(usage_format.response(report))
 
 
 async def tenant_config(request: Request) -> Response:
