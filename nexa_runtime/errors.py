@@ -492,9 +492,9 @@ class OverloadedError(BoxBusyError):
 
     code = "overloaded"
 
-    def __init__(self, max_queue: int, retry_after_s: float) -> None:
-        self.max_queue = max_queue
-        super().__init__(f"The server is full: {max_queue} requests are waiting already.", retry_after_s)
+    def __init__(self, num_waiting: int, retry_after_s: float) -> None:
+        self.num_waiting = num_waiting
+        super().__init__(f"The server is full: {num_waiting} requests are waiting already.", retry_after_s)
 
 
 class QueueTimeoutError(BoxBusyError):

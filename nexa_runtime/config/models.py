@@ -105,12 +105,12 @@ class ServingSettings(Slice):
         le=100_000_000,
         description="output tokens where the client names no limit; unset: to the end of the context",
     )
-    max_queue: int = Field(
-        256,
+    max_queue: int | None = Field(
+        None,
         validation_alias="NEXA_MAX_QUEUE",
         ge=0,
         le=1_000_000,
-        description="requests that may wait for a slot; one more is refused with 503",
+        description="requests that may wait for a slot; one more is refused with 503; unset: four per slot",
     )
     request_timeout_s: float = Field(
         600,

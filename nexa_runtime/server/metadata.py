@@ -30,6 +30,7 @@ from nexa_runtime.serving.library import ModelSource
 from nexa_runtime.serving.loaded import Kind, LoadedModel
 from nexa_runtime.serving.machine import num_usable_cores
 from nexa_runtime.serving.pool import ModelPool
+from nexa_runtime.tenancy.admission import longest_queue
 
 _DESCRIPTION = "A multi-tenant runtime for local language models."
 
@@ -136,7 +137,7 @@ class About:
             "kv_cells": None if model is None else model.num_cells,
             "max_context_tokens": None if model is None else model.max_sequence_tokens,
             "max_input_tokens": None if model is None else model.max_embedding_tokens,
-            "max_queue": settings.serving.max_queue,
+            "max_queue": longest_queue(settings.serving.max_queue, settings.engine.slots),
             "max_body_bytes": settings.server.max_body_bytes,
             "body_timeout_s": settings.server.body_timeout_s,
             "request_timeout_s": settings.serving.request_timeout_s,

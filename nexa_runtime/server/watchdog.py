@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Protocol
 
-from nexa_runtime from nexa_runtime.engine.model_engine import StepShape
+from nexa_runtime.engine.model_engine import StepShape
 from nexa_runtime.exit_codes import ENGINE_HUNG
 from nexa_runtime.telemetry import flush_stderr, get_logger
 

@@ -26,6 +26,7 @@ from nexa_runtime.serving.open_request import OpenRequest
 from nexa_runtime.serving.pool import ModelLease, ModelPool
 from nexa_runtime.serving.tenants import PUBLIC_TENANT_ID, is_allowed, share_of
 from nexa_runtime.serving.threads import run_to_end
+from nexa_runtime.serving.turns import Turns
 from nexa_runtime.telemetry import get_logger
 from nexa_runtime.tenancy.admission import Admission
 from nexa_runtime.tenancy.tenant import Tenant
@@ -75,8 +76,8 @@ class Dispatcher:
         """Whether what was admitted is finished, and nothing new is."""
         self._threads = anyio.CapacityLimiter(_NUM_PROMPT_THREADS)
         self._compile_threads = anyio.CapacityLimiter(_NUM_COMPILE_THREADS)
-        self._compile_turns: dict[str, anyio.Lock] = {}
-        self._prepare_turns: dict[str, anyio.Lock] = {}
+        self._compile_turns = Turns()
+        self._prepare_turns = Turns()
 
     @property
     def is_running(self) -> bool:
@@ -133,7 +134,7 @@ class Dispatcher:
         await self.pool.close()
 
     def admit(self, tenant: Tenant, call: Call, count: int, model_name: str | None) -> OpenRequest:
-        """Let a request of ``count`` sequences in. ``model_name``: the one that it names.
+        """Let a request of ``count`` sequences in; 0: it needs none. ``model_name``: the one that it names.
 
         Raises what ``Admission.admit`` does, and ``DrainingError``. It is settled once, whatever becomes of
         it.
@@ -209,12 +210,12 @@ class Dispatcher:
 
     async def prepare_in_turn(self, tenant: Tenant, function: Callable[[], ResultT]) -> ResultT:
         """As ``prepare``, a tenant one at a time: for texts that no context bounds, or many of them."""
-        async with self._prepare_turns.setdefault(tenant.id, anyio.Lock()):
+        async with self._prepare_turns.of(tenant.id):
             return await self.prepare(function)
 
     async def compile(self, tenant: Tenant, function: Callable[[], ResultT]) -> ResultT:
         """As ``prepare``, for what compiles a grammar of a tenant's."""
-        async with self._compile_turns.setdefault(tenant.id, anyio.Lock()):
+        async with self._compile_turns.of(tenant.id):
             return await run_to_end(function, limiter=self._compile_threads)
 
     def connect(self, key: int, receiver: Callable[[News], None]) -> None:

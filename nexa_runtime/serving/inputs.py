@@ -50,7 +50,7 @@ async def compute(
     Raises what ``read`` does, ``RequestError``, ``TenantLimitError``, ``BoxBusyError``,
     ``RequestTimeoutError``. Cancelling it ends the request in the engine.
     """
-    request = dispatcher.admit(tenant, call, 1, model_name)
+    request = dispatcher.admit(tenant, call, 0, model_name)
     with request.settled() as used, await dispatcher.lease(request, model_name, kind) as lease:
         model = lease.model
         max_tokens = model.max_embedding_tokens

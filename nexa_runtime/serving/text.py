@@ -37,7 +37,7 @@ class TextService:
 
         Raises what ``work`` does, ``RequestError``, ``TenantLimitError``, ``BoxBusyError``.
         """
-        request = self._dispatcher.admit(tenant, call, 1, model_name)
+        request = self._dispatcher.admit(tenant, call, 0, model_name)
         with request.settled(), await self._dispatcher.lease(request, model_name, kind) as lease:
             return await self._dispatcher.prepare_in_turn(tenant, lambda: work(lease.model))
 

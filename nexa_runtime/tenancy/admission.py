@@ -4,12 +4,12 @@ Owns what is counted per tenant: requests open, requests and tokens within the l
 It counts, the engine orders: whoever is let in waits for a slot there. Lives on the event loop, so that every
 count is exact without a lock. ``serving`` asks here first, before anything costs work.
 
-The order is cheapest first, and what one check refuses costs nothing in those after it: room in the queue,
-requests a minute; then, once the prompt is known, tokens a minute.
+The order is cheapest first, and what one check refuses costs nothing in those after it: room in the queue
+(``lines``), requests a minute; then, once the prompt is known, tokens a minute.
 """
 
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -20,15 +20,24 @@ from nexa_runtime.errors import (
     TenantQueueFullError,
     TokenRateError,
 )
+from nexa_runtime.tenancy.lines import Line
 from nexa_runtime.tenancy.tenant import Tenant
 
 WINDOW_S = 60.0
-_MAX_RETRY_S = 60.0
-_SMOOTHING = 0.2
-_MARGIN = 1.5
-"""Requests are not all of one length: whoever comes back should find a place."""
+
+QUEUE_PER_SLOT = 4
+"""How many may wait for each slot where nobody says: nobody waits longer than so many answers take."""
+MAX_QUICK = 256
+"""Requests without a slot that may wait: texts to embed, rank or count."""
+MAX_ACCOUNTS = 4096
+"""Tenants whose usage since the start is known. Beyond them, who was idle longest is forgotten."""
 
 Clock = Callable[[], float]
+
+
+def longest_queue(max_queue: int | None, slots: int) -> int:
+    """How many may wait on a model with ``slots``, as the owner of the box says or for want of that."""
+    return QUEUE_PER_SLOT * slots if max_queue is None else max_queue
 
 
 @dataclass(slots=True)
@@ -60,6 +69,11 @@ class _Account:
         self.tokens: deque[_Spent] = deque()
         self.num_tokens = 0
         self.usage = TenantUsage()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it bounds nothing that its tenant does next."""
+        return not (self.num_open or self.requests or self.tokens)
 
     def expire(self, now: float) -> None:
         while self.requests and self.requests[0] <= now - WINDOW_S:
@@ -93,9 +107,10 @@ class RateState:
 class Ticket:
     """A tenant's right to one request in flight. ``settle`` it once, whatever happens; again does nothing."""
 
-    def __init__(self, admission: "Admission", tenant: Tenant, count: int) -> None:
+    def __init__(self, admission: "Admission", tenant: Tenant, line: Line, count: int) -> None:
         self.tenant = tenant
         self._admission = admission
+        self._line = line
         self._count = count
         self._spent: _Spent | None = None
         self._is_settled = False
@@ -110,73 +125,44 @@ class Ticket:
             return
         self._is_settled = True
         usage = TenantUsage(0, 0, prompt_tokens, cached_tokens, completion_tokens)
-        self._admission.settle(self.tenant, self._count, self._spent, usage)
-
-
-class _Pace:
-    """How fast requests end, and who was told to come back when."""
-
-    def __init__(self) -> None:
-        self._per_request_s: float | None = None
-        self._since: float | None = None
-        """The last end, or when the box was idle last; None while it is."""
-        self._booked_until = 0.0
-
-    def note_start(self, now: float) -> None:
-        """The box was idle, and is no more."""
-        self._since = now
-
-    def note_end(self, now: float, *, is_busy: bool) -> None:
-        """A request that ran has ended."""
-        if self._since is not None:
-            took_s = now - self._since
-            old = self._per_request_s
-            self._per_request_s = took_s if old is None else old + _SMOOTHING * (took_s - old)
-        self._since = now if is_busy else None
-
-    def appointment_s(self, now: float) -> float:
-        """When to come back, in seconds: those who are refused are given one time after the other, so that
-        they do not all come at once.
-        """
-        step_s = 1.0 if self._per_request_s is None else _MARGIN * self._per_request_s
-        self._booked_until = max(self._booked_until, now) + step_s
-        return min(self._booked_until - now, _MAX_RETRY_S)
+        self._admission.settle(self.tenant, self._line, self._count, self._spent, usage)
 
 
 class Admission:
-    """``max_queue``: requests of all tenants together that may wait for a slot."""
+    """``max_queue``: sequences of all tenants together that may wait for a slot; None: ``QUEUE_PER_SLOT`` for
+    each.
+    """
 
-    def __init__(self, *, max_queue: int, clock: Clock = time.monotonic) -> None:
+    def __init__(self, *, max_queue: int | None = None, clock: Clock = time.monotonic) -> None:
         self._max_queue = max_queue
         self._clock = clock
-        self._accounts: dict[str, _Account] = {}
-        self._num_open = 0
-        self._pace = _Pace()
+        self._accounts: OrderedDict[str, _Account] = OrderedDict()
+        self._sequences = Line(clock)
+        self._quick = Line(clock)
 
     @property
     def num_open(self) -> int:
-        """Sequences and embedding requests let in and not settled."""
-        return self._num_open
+        """Sequences, and requests without any, that were let in and are not settled."""
+        return self._sequences.num_open + self._quick.num_open
 
     def admit(self, tenant: Tenant, *, slots: int, count: int = 1) -> Ticket:
-        """Let a request of ``count`` sequences in, on a model with ``slots``.
+        """Let a request of ``count`` sequences in, on a model with ``slots``. 0: it needs no slot.
 
         Raises ``TenantQueueFullError``, ``OverloadedError``, ``RequestRateError``, and
         ``InvalidRequestError`` for a ``count`` that can never be let in.
         """
-        account = self._accounts.setdefault(tenant.id, _Account())
+        account = self._account(tenant.id)
+        line, count = (self._sequences, count) if count else (self._quick, 1)
         try:
-            self._check_room(tenant, account, slots, count)
+            self._check_room(tenant, account, line, slots, count)
             self._check_rate(tenant, account)
         except Exception:
             account.usage.refused += 1
             raise
-        if not self._num_open:
-            self._pace.note_start(self._clock())
         account.num_open += count
         account.usage.requests += 1
-        self._num_open += count
-        return Ticket(self, tenant, count)
+        line.enter(tenant.id, count)
+        return Ticket(self, tenant, line, count)
 
     def reserve(self, tenant: Tenant, num_tokens: int) -> _Spent | None:
         """For ``Ticket.reserve``."""
@@ -196,13 +182,11 @@ class Admission:
         account.num_tokens += num_tokens
         return spent
 
-    def settle(self, tenant: Tenant, count: int, spent: _Spent | None, used: TenantUsage) -> None:
+    def settle(self, tenant: Tenant, line: Line, count: int, spent: _Spent | None, used: TenantUsage) -> None:
         """For ``Ticket.settle``."""
         account = self._accounts[tenant.id]
         account.num_open -= count
-        self._num_open -= count
-        if used.prompt_tokens:
-            self._pace.note_end(self._clock(), is_busy=self._num_open > 0)
+        line.leave(tenant.id, count, has_run=used.prompt_tokens > 0)
         usage = account.usage
         usage.prompt_tokens += used.prompt_tokens
         usage.cached_tokens += used.cached_tokens
@@ -238,23 +222,40 @@ class Admission:
         return [name for name, account in self._accounts.items() if account.num_open]
 
     def tenant_ids(self) -> list[str]:
-        """Tenants that have asked for anything."""
+        """Tenants that have asked for anything, as far as that is known."""
         return list(self._accounts)
 
-    def _check_room(self, tenant: Tenant, account: _Account, slots: int, count: int) -> None:
+    def _account(self, tenant_id: str) -> _Account:
+        """A tenant's counts. Who named the most tenants would else hold the most memory."""
+        account = self._accounts.get(tenant_id)
+        if account is None:
+            if len(self._accounts) >= MAX_ACCOUNTS:
+                self._forget_one()
+            account = self._accounts[tenant_id] = _Account()
+        self._accounts.move_to_end(tenant_id)
+        return account
+
+    def _forget_one(self) -> None:
+        """Forget the first account that bounds nothing; all of its tenant's usage goes with it."""
+        now = self._clock()
+        for name, account in self._accounts.items():
+            account.expire(now)
+            if account.is_idle:
+                del self._accounts[name]
+                return
+
+    def _check_room(self, tenant: Tenant, account: _Account, line: Line, slots: int, count: int) -> None:
         limits = tenant.limits
         places = min(slots, limits.max_concurrency or slots) + limits.max_queue
-        most = min(places, slots + self._max_queue)
+        most = places if self._max_queue is None else min(places, slots + self._max_queue)
         if count > most:
             message = f"At most {most} answers are made at once, and this asks for {count}."
             raise InvalidRequestError(message)
         if account.num_open + count > places:
-            raise TenantQueueFullError(limits.max_queue, self._pace.appointment_s(self._clock()))
-        # A tenant below its equal part of the queue is let in all the same: a flood fills only its own.
-        num_tenants = sum(other.num_open > 0 for other in self._accounts.values() if other is not account) + 1
-        is_small = account.num_open + count <= (slots + self._max_queue) // num_tenants
-        if self._num_open + count > slots + self._max_queue and not (is_small and num_tenants > 1):
-            raise OverloadedError(self._max_queue, self._pace.appointment_s(self._clock()))
+            raise TenantQueueFullError(limits.max_queue, line.appointment_s())
+        max_waiting = MAX_QUICK if line is self._quick else longest_queue(self._max_queue, slots)
+        if not line.has_place(tenant.id, count, slots, max_waiting):
+            raise OverloadedError(max(line.num_open - slots, 0), line.appointment_s())
 
     def _check_rate(self, tenant: Tenant, account: _Account) -> None:
         limit = tenant.limits.requests_per_minute

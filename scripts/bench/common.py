@@ -163,23 +163,15 @@ def serving(arguments: argparse.Namespace, tenants: Iterable[str]) -> Iterator[s
     """
     if not arguments.model.is_file():
         raise BenchError(f"there is no file {arguments.model}; scripts/bench/make_model writes one")
-    with tempfile.TemporaryDirectory(prefix="nexa-bench-") as folder:
-        tenants_file = Path(folder) / "tenants.yaml"
-        # JSON is YAML.
-        tenants_file.write_text(json.dumps({"tenants": {name: {} for name in tenants}}))
-        port = free_port()
-        log = arguments.log or Path(tempfile.gettempdir()) / f"nexa-bench-{port}.log"
-        print(f"the server's log: {log}", file=sys.stderr)
-        options = {
-            "--model": arguments.model.resolve(),
-            "--slots": arguments.slots,
-            "--ctx-size": arguments.ctx_size,
-            "--threads": arguments.threads,
-        }
-        command = nexa_command(port, options)
-        env = clean_environment() | {"TENANT_MODE": "multi", "NEXA_TENANTS_FILE": str(tenants_file)}
-        with running(command, port, "/readyz", log, env=env, timeout_s=arguments.start_timeout) as server:
-            yield server.url
+    options = {
+        "--model": arguments.model.resolve(),
+        "--slots": arguments.slots,
+        "--ctx-size": arguments.ctx_size,
+        "--threads": arguments.threads,
+    }
+    limits: Mapping[str, Mapping[str, object]] = {name: {} for name in tenants}
+    with serving_tenants(limits, options, log=arguments.log, timeout_s=arguments.start_timeout) as server:
+        yield server.url
 
 
 @dataclass(frozen=True)
@@ -189,6 +181,29 @@ class RunningServer:
     url: str
     pid: int
     start_s: float
+
+
+@contextmanager
+def serving_tenants(
+    tenants: Mapping[str, Mapping[str, object]],
+    options: Mapping[str, object],
+    *,
+    settings: Mapping[str, object] | None = None,
+    log: Path | None = None,
+    timeout_s: float = 120,
+) -> Iterator["RunningServer"]:
+    """A server of our own with these tenants' limits, flags and settings. As ``serving``."""
+    with tempfile.TemporaryDirectory(prefix="nexa-bench-") as folder:
+        tenants_file = Path(folder) / "tenants.yaml"
+        tenants_file.write_text(json.dumps({"tenants": tenants}))  # JSON is YAML
+        port = free_port()
+        log = log or Path(tempfile.gettempdir()) / f"nexa-bench-{port}.log"
+        print(f"the server's log: {log}", file=sys.stderr)
+        env = clean_environment() | {"TENANT_MODE": "multi", "NEXA_TENANTS_FILE": str(tenants_file)}
+        env |= {name: str(value) for name, value in (settings or {}).items()}
+        command = nexa_command(port, options)
+        with running(command, port, "/readyz", log, env=env, timeout_s=timeout_s) as server:
+            yield server
 
 
 @contextmanager

@@ -13,7 +13,14 @@ from nexa_runtime.errors import (
     TenantQueueFullError,
     TokenRateError,
 )
-from nexa_runtime.tenancy.admission import WINDOW_S, Admission, Ticket
+from nexa_runtime.tenancy.admission import (
+    MAX_ACCOUNTS,
+    MAX_QUICK,
+    QUEUE_PER_SLOT,
+    WINDOW_S,
+    Admission,
+    Ticket,
+)
 from nexa_runtime.tenancy.tenant import Limits, Tenant
 
 SLOTS = 4
@@ -31,7 +38,7 @@ def tenant(name: str = "acme", **limits: int) -> Tenant:
     return Tenant(name, Limits(**limits), "file", "1")  # type: ignore[arg-type]
 
 
-def make(max_queue: int = 1000) -> tuple[Admission, Clock]:
+def make(max_queue: int | None = 1000) -> tuple[Admission, Clock]:
     clock = Clock()
     return Admission(max_queue=max_queue, clock=clock), clock
 
@@ -153,14 +160,114 @@ def test_a_flood_fills_its_own_part_of_the_queue_only() -> None:
     flood, guest = tenant("flood"), tenant("guest")
     for _ in range(SLOTS + 20):
         admission.admit(flood, slots=SLOTS)
-    with pytest.raises(OverloadedError):
-        admission.admit(flood, slots=SLOTS)
     for _ in range((SLOTS + 20) // 2):
         admission.admit(guest, slots=SLOTS)
     with pytest.raises(OverloadedError):
         admission.admit(guest, slots=SLOTS)
     with pytest.raises(OverloadedError):
         admission.admit(flood, slots=SLOTS)
+
+
+def test_where_nobody_says_a_few_may_wait_for_each_slot() -> None:
+    admission, _ = make(max_queue=None)
+    for _ in range(SLOTS + QUEUE_PER_SLOT * SLOTS):
+        admission.admit(tenant(), slots=SLOTS)
+    with pytest.raises(OverloadedError, match=f" {QUEUE_PER_SLOT * SLOTS} requests are waiting"):
+        admission.admit(tenant(), slots=SLOTS)
+
+
+def test_a_line_that_was_too_long_is_a_short_one_until_nobody_waits() -> None:
+    admission, _ = make(max_queue=None)
+    acme = tenant()
+    tickets = [admission.admit(acme, slots=SLOTS) for _ in range(SLOTS + QUEUE_PER_SLOT * SLOTS)]
+    with pytest.raises(OverloadedError):
+        admission.admit(acme, slots=SLOTS)
+    while len(tickets) > 2 * SLOTS:
+        tickets.pop().settle(prompt_tokens=1)
+        if len(tickets) >= 2 * SLOTS:
+            with pytest.raises(OverloadedError):
+                admission.admit(acme, slots=SLOTS)
+    for _ in range(50):  # the excess goes on: whoever is let in finds as many ahead as there are slots
+        tickets.pop().settle(prompt_tokens=1)
+        tickets.append(admission.admit(acme, slots=SLOTS))
+        with pytest.raises(OverloadedError):
+            admission.admit(acme, slots=SLOTS)
+    while len(tickets) > SLOTS:
+        tickets.pop().settle(prompt_tokens=1)
+    for _ in range(QUEUE_PER_SLOT * SLOTS):
+        admission.admit(acme, slots=SLOTS)
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 3)), max_size=200), st.integers(0, 12))
+def test_no_move_makes_a_line_longer_than_it_may_be(moves: list[tuple[str, int]], max_queue: int) -> None:
+    """``moves``: one of that tenant's ends (0), or asks for so many answers."""
+    admission, _ = make(max_queue=max_queue)
+    tickets: dict[str, list[tuple[int, Ticket]]] = {name: [] for name in "abc"}
+    has_refused = False
+    for name, count in moves:
+        held = {one: sum(size for size, _ in tickets[one]) for one in tickets}
+        num_open = sum(held.values())
+        assert admission.num_open == num_open
+        if not count:
+            if tickets[name]:
+                tickets[name].pop(0)[1].settle()
+            continue
+        has_refused = has_refused and num_open > SLOTS
+        places = SLOTS + (min(max_queue, SLOTS) if has_refused else max_queue)
+        equal_part = places // len({one for one in held if held[one]} | {name})
+        try:
+            tickets[name].append((count, admission.admit(tenant(name), slots=SLOTS, count=count)))
+        except OverloadedError:
+            assert num_open + count > places
+            assert held[name] + count > equal_part
+            has_refused = True
+        else:
+            assert num_open + count <= places or held[name] + count <= equal_part
+    for _, ticket in [pair for pairs in tickets.values() for pair in pairs]:
+        ticket.settle()
+    assert admission.num_open == 0
+    assert admission.open_ids() == []
+
+
+def test_what_needs_no_slot_has_a_line_of_its_own() -> None:
+    admission, _ = make(max_queue=0)
+    acme = tenant(max_queue=1000)
+    answers = [admission.admit(acme, slots=SLOTS) for _ in range(SLOTS)]
+    with pytest.raises(OverloadedError):
+        admission.admit(acme, slots=SLOTS)
+    texts = [admission.admit(acme, slots=SLOTS, count=0) for _ in range(SLOTS + MAX_QUICK)]
+    with pytest.raises(OverloadedError):
+        admission.admit(acme, slots=SLOTS, count=0)
+    answers.pop().settle()
+    admission.admit(acme, slots=SLOTS)
+    for ticket in texts:
+        ticket.settle()
+    assert admission.num_open == SLOTS
+
+
+def test_a_request_larger_than_the_line_enters_where_a_slot_is_free() -> None:
+    admission, _ = make(max_queue=None)
+    acme = tenant()
+    first = admission.admit(acme, slots=SLOTS, count=100)
+    with pytest.raises(OverloadedError):
+        admission.admit(acme, slots=SLOTS, count=100)
+    first.settle()
+    admission.admit(acme, slots=SLOTS)
+    admission.admit(acme, slots=SLOTS, count=100)
+
+
+def test_tenants_that_have_nothing_are_forgotten_beyond_a_bound() -> None:
+    admission, _ = make()
+    busy = admission.admit(tenant("busy"), slots=SLOTS)
+    admission.admit(tenant("counted", requests_per_minute=1), slots=SLOTS).settle()
+    for number in range(MAX_ACCOUNTS + 50):
+        admission.admit(tenant(f"t{number}"), slots=SLOTS).settle()
+    assert len(admission.tenant_ids()) == MAX_ACCOUNTS
+    with pytest.raises(RequestRateError):
+        admission.admit(tenant("counted", requests_per_minute=1), slots=SLOTS)
+    busy.settle(prompt_tokens=3)
+    assert admission.usage("busy").prompt_tokens == 3
+    assert admission.usage("t0").requests == 0
 
 
 def test_more_prompts_than_can_ever_wait_are_a_bad_request() -> None:
@@ -189,6 +296,18 @@ def test_retry_after_follows_the_rate_at_which_requests_end() -> None:
     # Whoever is refused gets a time after those who were refused before.
     assert [retry_after_s() for _ in range(3)] == pytest.approx([18, 36, 54])
     assert [retry_after_s() for _ in range(9)][-1] == WINDOW_S
+
+
+def test_appointments_end_with_the_excess_that_they_were_given_to() -> None:
+    admission, clock = make(max_queue=0)
+    admission.admit(tenant(), slots=1)
+    for _ in range(10_000):
+        with pytest.raises(OverloadedError):
+            admission.admit(tenant(), slots=1)
+    clock.now += WINDOW_S
+    with pytest.raises(OverloadedError) as caught:
+        admission.admit(tenant(), slots=1)
+    assert caught.value.retry_after_s == 1
 
 
 def test_unlimited_windows_are_not_shown() -> None:

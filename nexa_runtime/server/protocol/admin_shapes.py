@@ -41,6 +41,7 @@ class Readiness(TypedDict):
     reasons: list[UnreadyReason]
     model: str
     open_requests: int
+    tasks: int
     slots: NotRequired[int]
     kv_cells: NotRequired[int]
     engine: NotRequired[SchedulerStats]

@@ -1,5 +1,6 @@
 """``GET /health`` and ``GET /readyz``."""
 
+import asyncio
 from dataclasses import asdict
 
 from starlette.requests import Request
@@ -25,6 +26,7 @@ async def readyz(request: Request) -> Response:
         "reasons": [asdict(reason) for reason in reasons],
         "model": dispatcher.pool.library.default_name,
         "open_requests": dispatcher.num_open,
+        "tasks": len(asyncio.all_tasks()),
     }
     if model is not None:
         body |= {"slots": model.slots, "kv_cells": model.num_cells, "engine": asdict(model.engine.stats)}
