@@ -1,5 +1,7 @@
 """Settings: environment, overrides, and the sentence for a bad value."""
 
+from pathlib import Path
+
 import pytest
 
 from nexa_runtime.config import load_settings
@@ -73,3 +75,43 @@ def test_a_taken_port_is_one_sentence() -> None:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=f"Cannot listen on 127.0.0.1:{port}"):
             bind(load_settings({"NEXA_PORT": port}).server)
+
+
+def test_a_secret_may_come_from_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    file.write_text("s3cret\n")
+    monkeypatch.setenv("NEXA_API_KEY_FILE", str(file))
+    monkeypatch.setenv("VAULT_TOKEN_FILE", str(file))
+    settings = load_settings()
+    assert settings.access.api_key is not None
+    assert settings.access.api_key.get_secret_value() == "s3cret"
+    assert settings.vault.token is not None
+
+
+def test_a_secret_comes_from_one_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    file.write_text("s3cret")
+    monkeypatch.setenv("NEXA_ADMIN_KEY", "other")
+    monkeypatch.setenv("NEXA_ADMIN_KEY_FILE", str(file))
+    with pytest.raises(ConfigError, match="NEXA_ADMIN_KEY and NEXA_ADMIN_KEY_FILE are both set"):
+        load_settings()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"), [(None, "No such file"), (b" \n", "is empty"), (b"\xff\xfe", "it holds no text")]
+)
+def test_a_file_without_a_secret_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: bytes | None, words: str
+) -> None:
+    file = tmp_path / "key"
+    if content is not None:
+        file.write_bytes(content)
+    monkeypatch.setenv("HF_TOKEN_FILE", str(file))
+    with pytest.raises(ConfigError, match="HF_TOKEN_FILE is") as caught:
+        load_settings()
+    assert words in str(caught.value)
+
+
+def test_a_setting_that_is_a_file_itself_stays_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NEXA_VAULT_SECRET_ID_FILE", "/nowhere")
+    assert load_settings().vault.secret_id_file == "/nowhere"
