@@ -59,11 +59,14 @@ class SchedulerStats:
 
 @dataclass(frozen=True, slots=True)
 class TenantCounts:
-    """What one tenant has on one model right now. ``virtual_time``: what it has paid, in weighted tokens."""
+    """What one tenant has on one model right now. ``num_new``: tokens that its running
+    sequences have been given so far. ``virtual_time``: what it has paid, in weighted tokens.
+    """
 
     num_running: int
     num_waiting: int
     num_cells: int
+    num_new: int
     virtual_time: float
 
 
@@ -224,10 +227,15 @@ class Scheduler:
         """Counts of this moment by tenant, of those that have anything here."""
         running = Counter(one.share.tenant_id for one in self._slots.running)
         waiting = Counter(one.share.tenant_id for one in self._slots.waiting())
+        new: Counter[str] = Counter()
+        for one in self._slots.running:
+            new[one.share.tenant_id] += one.num_new
         cells = self._kv.tenant_cells()
         paid = self._accounts.virtual_times()
         return {
-            name: TenantCounts(running[name], waiting[name], round(cells.get(name, 0.0)), paid.get(name, 0.0))
+            name: TenantCounts(
+                running[name], waiting[name], round(cells.get(name, 0.0)), new[name], paid.get(name, 0.0)
+            )
             for name in {*running, *waiting, *cells, *paid}
         }
 

@@ -26,6 +26,7 @@ from nexa_runtime.server.errors import on_http_error, on_nexa_error, status_of
 from nexa_runtime.server.middleware import RequestMiddleware
 from nexa_runtime.server.routes import (
     admin,
+    console,
     docs,
     embed,
     generate,
@@ -121,6 +122,8 @@ class App(Starlette):
                 Route("/admin/tenants", admin.list_tenants),
                 Route("/admin/tenants/{tenant_id}/config", admin.tenant_config),
                 Route("/admin/tenants/{tenant_id}/refresh", admin.refresh_tenant, methods=["POST"]),
+                Route("/admin/live", console.live),
+                Route("/console", console.console),
                 Route("/health", health.health),
                 Route("/readyz", health.readyz),
                 *(_DOCS if gate.is_open else ()),

@@ -87,6 +87,11 @@ class Dispatcher:
         return self.pool.default_problem
 
     @property
+    def is_stopping(self) -> bool:
+        """Whether it takes no more requests, for good."""
+        return self._is_stopping
+
+    @property
     def num_open(self) -> int:
         """Sequences and embedding requests that are not closed."""
         return self.admission.num_open

@@ -124,7 +124,8 @@ def workflow() -> Any:
 def test_the_workflow_goes_from_the_webhook_to_the_answer() -> None:
     flow = workflow()
     nodes = {node["name"]: node for node in flow["nodes"]}
-    path, name = [], "Webhook"
+    path: list[str] = []
+    name: str | None = "Webhook"
     while name is not None:
         path.append(nodes[name]["type"].removeprefix("n8n-nodes-base."))
         following = flow["connections"].get(name, {}).get("main", [[]])[0]
