@@ -128,7 +128,8 @@ function tenantRow(tenant, share) {
 
 function tenants(list) {
   const work = list.reduce((sum, one) => sum + one.work_per_s, 0);
-  $("tenants").replaceChildren(...list.map((one) => tenantRow(one, work ? one.work_per_s / work : 0)));
+  const inOrder = list.toSorted((one, other) => one.tenant_id.localeCompare(other.tenant_id));
+  $("tenants").replaceChildren(...inOrder.map((one) => tenantRow(one, work ? one.work_per_s / work : 0)));
 }
 
 let shownModels = "";
@@ -143,14 +144,17 @@ function models(list, memory) {
     ...list.map((one) => {
       const item = document.createElement("li");
       const isHeld = one.state === "loaded" || one.state === "draining";
-      const about = [one.state, bytes(one.memory_bytes), ...(isHeld ? [`${one.leases} requests`] : []), ...(one.failure ? [one.failure] : [])];
+      const isPinned = isHeld && one.is_default;
+      const about = [isPinned ? "loaded, as the default" : one.state, bytes(one.memory_bytes), ...(isHeld ? [`${one.leases} requests`] : []), ...(one.failure ? [one.failure] : [])];
       const button = element("button", isHeld ? "Unload" : "Load");
       button.type = "button";
       button.dataset.model = one.name;
       button.setAttribute("aria-label", `${button.textContent} ${one.name}`);
-      button.disabled = one.state === "loading" || one.state === "draining";
-      button.onclick = () => change(one.name, isHeld ? "unload" : "load");
-      item.append(element("b", one.name), element("span", about.join(" · "), one.failure ? "failed" : ""), button);
+      const isBusy = one.state === "loading" || one.state === "draining";
+      button.setAttribute("aria-disabled", isBusy); // not disabled: that would lose the focus
+      button.onclick = () => isBusy || change(one.name, isHeld ? "unload" : "load");
+      item.append(element("b", one.name), element("span", about.join(" · "), one.failure ? "failed" : ""));
+      if (!isPinned) item.append(button);
       return item;
     }),
   );

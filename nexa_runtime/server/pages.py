@@ -1,6 +1,6 @@
 """The API's document as a page to read, and as one to try.
 
-Owns how the pages are made, once each; what they look like is in ``data/docs.*``. ``routes/docs`` serves them.
+Owns how the pages are made, once each; what they look like is in ``data/docs.*``. ``routes/docs`` sends them.
 """
 
 import json
