@@ -121,3 +121,53 @@ def test_a_bad_file_of_settings_is_one_sentence(
 def test_secrets_among_the_settings_are_known() -> None:
     settings = load_settings({"NEXA_API_KEY": "one", "VAULT_TOKEN": "two", "NEXA_HOST": "no-secret"})
     assert sorted(settings.secrets()) == ["one", "two"]
+
+
+def test_a_secret_may_come_from_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    file.write_text("s3cret\n")
+    monkeypatch.setenv("NEXA_API_KEY_FILE", str(file))
+    monkeypatch.setenv("VAULT_TOKEN_FILE", str(file))
+    settings = load_settings()
+    assert settings.access.api_key is not None
+    assert settings.access.api_key.get_secret_value() == "s3cret"
+    assert settings.vault.token is not None
+
+
+def test_a_file_of_settings_may_name_files_of_secrets(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    key, file = tmp_path / "key", tmp_path / "nexa.env"
+    key.write_text("s3cret")
+    file.write_text(f"NEXA_ADMIN_KEY_FILE={key}\n")
+    monkeypatch.setenv("NEXA_ENV_FILE", str(file))
+    assert load_settings().secrets() == ["s3cret"]
+
+
+def test_a_secret_comes_from_one_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    file.write_text("s3cret")
+    monkeypatch.setenv("NEXA_ADMIN_KEY", "other")
+    monkeypatch.setenv("NEXA_ADMIN_KEY_FILE", str(file))
+    with pytest.raises(ConfigError, match="NEXA_ADMIN_KEY and NEXA_ADMIN_KEY_FILE are both set"):
+        load_settings()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"), [(None, "No such file"), (b" \n", "is empty"), (b"\xff\xfe", "it holds no text")]
+)
+def test_a_file_without_a_secret_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: bytes | None, words: str
+) -> None:
+    file = tmp_path / "key"
+    if content is not None:
+        file.write_bytes(content)
+    monkeypatch.setenv("HF_TOKEN_FILE", str(file))
+    with pytest.raises(ConfigError, match="HF_TOKEN_FILE is") as caught:
+        load_settings()
+    assert words in str(caught.value)
+
+
+def test_a_setting_that_is_a_file_itself_stays_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NEXA_VAULT_SECRET_ID_FILE", "/nowhere")
+    assert load_settings().vault.secret_id_file == "/nowhere"

@@ -7,7 +7,7 @@ from pathlib import Path
 import nexa_runtime
 from nexa_runtime import errors, exit_codes
 from nexa_runtime.cli.main import app
-from nexa_runtime.config import SLICES, env_names
+from nexa_runtime.config import SLICES, env_names, file_names
 from nexa_runtime.server.app import App
 from nexa_runtime.telemetry.metrics.aliases import ALIASES
 from nexa_runtime.telemetry.metrics.catalogue import FAMILIES
@@ -28,7 +28,8 @@ def subclasses(cls: type[errors.NexaError]) -> Iterator[type[errors.NexaError]]:
 def test_every_setting_is_documented_and_every_documented_one_exists() -> None:
     settings = {name for cls in SLICES for field in cls.model_fields.values() for name in env_names(field)}
     assert {name for name in settings if f"`{name}`" not in README} == set()
-    assert set(re.findall(r"`(NEXA_[A-Z_]+)`", README)) <= settings | set(LIMIT_KEYS)
+    files = {name for cls in SLICES for name in file_names(cls).values()}
+    assert set(re.findall(r"`(NEXA_[A-Z_]+)`", README)) <= settings | files | set(LIMIT_KEYS)
 
 
 def test_every_secret_key_is_documented() -> None:

@@ -1,8 +1,9 @@
 """Settings: what the owner of the box can turn, read once at start.
 
 Owns the names, ranges, defaults and descriptions of all settings, one frozen slice per layer. Values come
-from the environment; the file that ``NEXA_ENV_FILE`` names wins over it, and flags over both. It never looks
-at the machine. ``load_settings`` is called by ``cli`` alone; the layers below receive their slice.
+from the environment, a secret also from the file that ``NAME_FILE`` names; the file that ``NEXA_ENV_FILE``
+names wins over the environment, and flags over both. It never looks at the machine. ``load_settings`` is
+called by ``cli`` alone; the layers below receive their slice.
 """
 
 from collections.abc import Mapping
@@ -14,11 +15,12 @@ from typing import Any, TypeVar, get_args, get_origin
 from pydantic import SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 
-from nexa_runtime.config.base import LISTS, Slice, env_names, parse_bytes
+from nexa_runtime.config.base import LISTS, Slice, env_names, is_secret, options, parse_bytes
 from nexa_runtime.config.env_file import read_env_file
 from nexa_runtime.config.metrics import MetricsSettings
 from nexa_runtime.config.models import EngineSettings, ModelSettings, PoolSettings, ServingSettings
 from nexa_runtime.config.operations import DiscoverySettings, FileSettings, HealthSettings, LogSettings
+from nexa_runtime.config.secret_files import file_names, secrets_of_files
 from nexa_runtime.config.server import AccessSettings, ServerSettings
 from nexa_runtime.config.store import ClientSettings, StoreSettings
 from nexa_runtime.config.tenancy import PLACEHOLDER, TenancySettings, VaultSettings
@@ -30,7 +32,7 @@ __all__ = [
     "PLACEHOLDER", "SLICES", "AccessSettings", "ClientSettings", "DiscoverySettings", "EngineSettings",
     "FileSettings", "HealthSettings", "LogSettings", "MetricsSettings", "ModelSettings", "PoolSettings",
     "ServerSettings", "ServingSettings", "Settings", "StoreSettings", "TenancySettings",
-    "UsageDatabaseSettings", "UsageSettings", "VaultSettings", "env_names", "load_log_settings",
+    "UsageDatabaseSettings", "UsageSettings", "VaultSettings", "env_names", "file_names", "load_log_settings",
     "load_settings", "parse_bytes",
 ]  # fmt: skip
 
@@ -110,8 +112,9 @@ def _of_file() -> dict[str, object]:
 
 def _load(cls: type[SliceT], given: Mapping[str, object]) -> SliceT:
     names = {name for field in cls.model_fields.values() for name in env_names(field)}
+    given = secrets_of_files(cls, given) | {name: value for name, value in given.items() if name in names}
     try:
-        return cls(**{name: value for name, value in given.items() if name in names})
+        return cls(**given)
     except ValidationError as error:
         raise ConfigError(_sentence(cls, error)) from None
 
@@ -121,18 +124,9 @@ def _sentence(cls: type[Slice], error: ValidationError) -> str:
     name = str(first["loc"][0])
     for field in cls.model_fields.values():
         if name in env_names(field):
-            value = "no such text" if _is_secret(field) else repr(str(first.get("input"))[:100])
+            value = "no such text" if is_secret(field) else repr(str(first.get("input"))[:100])
             return f"{name} is {value}, but must be {_range(field)} ({field.description})."
     return f"{name}: {first['msg']}."
-
-
-def _options(field: FieldInfo) -> tuple[object, ...]:
-    """The alternatives of a field's type."""
-    return get_args(field.annotation) if get_origin(field.annotation) is not tuple else ()
-
-
-def _is_secret(field: FieldInfo) -> bool:
-    return SecretStr in _options(field)
 
 
 def _range(field: FieldInfo) -> str:
@@ -140,12 +134,12 @@ def _range(field: FieldInfo) -> str:
         return "true or false"
     if get_origin(field.annotation) is tuple:
         return LISTS.get(field.annotation, "a list with commas")
-    options = _options(field) or (field.annotation,)
+    choices = options(field) or (field.annotation,)
     kinds = {int: "an integer", float: "a number", str: "a text", SecretStr: "a text"}
-    kind = next((kinds[option] for option in options if option in kinds), None)
+    kind = next((kinds[option] for option in choices if option in kinds), None)
     if kind is None:
         names = [
-            name for option in options for name in get_args(option) or (option,) if option is not NoneType
+            name for option in choices for name in get_args(option) or (option,) if option is not NoneType
         ]
         return "one of " + ", ".join(str(name) for name in names)
     bounds: dict[str, Any] = {}

@@ -5,9 +5,9 @@ Owns the types of values that come as texts. The slices beside it are made of th
 
 import re
 from ipaddress import IPv4Network, IPv6Network
-from typing import Annotated
+from typing import Annotated, get_args, get_origin
 
-from pydantic import AliasChoices, BeforeValidator, StringConstraints
+from pydantic import AliasChoices, BeforeValidator, SecretStr, StringConstraints
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -64,3 +64,13 @@ def env_names(field: FieldInfo) -> tuple[str, ...]:
     if isinstance(alias, AliasChoices):
         return tuple(str(choice) for choice in alias.choices)
     return (str(alias),)
+
+
+def options(field: FieldInfo) -> tuple[object, ...]:
+    """The alternatives of a field's type."""
+    return get_args(field.annotation) if get_origin(field.annotation) is not tuple else ()
+
+
+def is_secret(field: FieldInfo) -> bool:
+    """Whether its value is never shown."""
+    return SecretStr in options(field)

@@ -61,13 +61,15 @@ class SchedulerStats:
 
 @dataclass(frozen=True, slots=True)
 class TenantCounts:
-    """What one tenant has on one model right now. ``virtual_time``: what it has paid, in weighted tokens.
-    ``num_resident_cells``: those of its cells that only wait for a prompt that begins alike.
+    """What one tenant has on one model right now. ``num_new``: tokens that its running sequences have been
+    given so far. ``virtual_time``: what it has paid, in weighted tokens. ``num_resident_cells``: those of its
+    cells that only wait for a prompt that begins alike.
     """
 
     num_running: int
     num_waiting: int
     num_cells: int
+    num_new: int
     virtual_time: float
     num_resident_cells: int = 0
 
@@ -232,6 +234,9 @@ class Scheduler:
         """Counts of this moment by tenant, of those that have anything here."""
         running = Counter(one.share.tenant_id for one in self._slots.running)
         waiting = Counter(one.share.tenant_id for one in self._slots.waiting())
+        new: Counter[str] = Counter()
+        for one in self._slots.running:
+            new[one.share.tenant_id] += one.num_new
         cells, idle = self._kv.tenant_cells(), self._kv.tenant_cells(residents_only=True)
         paid = self._accounts.virtual_times()
         return {
@@ -239,6 +244,7 @@ class Scheduler:
                 running[name],
                 waiting[name],
                 round(cells.get(name, 0.0)),
+                new[name],
                 paid.get(name, 0.0),
                 round(idle.get(name, 0.0)),
             )

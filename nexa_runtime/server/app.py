@@ -29,6 +29,7 @@ from nexa_runtime.server.readiness import Readiness
 from nexa_runtime.server.reload import Reloader
 from nexa_runtime.server.routes import (
     admin,
+    console,
     docs,
     embed,
     generate,
@@ -149,6 +150,8 @@ class App(Starlette):
                 Route("/admin/tenants/{tenant_id}/config", admin.tenant_config),
                 Route("/admin/tenants/{tenant_id}/refresh", admin.refresh_tenant, methods=["POST"]),
                 Route("/admin/usage", admin.usage),
+                Route("/admin/live", console.live),
+                Route("/console", console.console),
                 Route("/health", health.health),
                 Route("/readyz", health.readyz),
                 Route("/metrics", metrics.metrics),

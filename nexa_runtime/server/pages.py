@@ -1,12 +1,8 @@
 """The API's document as a page to read, and as one to try.
 
-Owns how the pages are made and what they may load: nothing. Style and script stand in the page itself, and
-its policy names them by their hashes. Both pages are made once; ``routes/docs`` serves them. What they look
-like is in ``data/docs.*``.
+Owns how the pages are made, once each; what they look like is in ``data/docs.*``. ``routes/docs`` sends them.
 """
 
-import base64
-import hashlib
 import json
 from collections.abc import Mapping
 from functools import cache
@@ -16,6 +12,7 @@ from typing import Any
 from jinja2 import Environment
 
 from nexa_runtime.server.openapi import document
+from nexa_runtime.server.policy import policy_headers
 
 _DATA = files("nexa_runtime") / "data"
 
@@ -30,14 +27,7 @@ def page(*, is_live: bool) -> tuple[str, Mapping[str, str]]:
     environment.filters["resolve"] = lambda part: _resolve(described, part)
     template = environment.from_string(_DATA.joinpath("docs.html").read_text("utf-8"))
     html = template.render(document=described, style=style, script=script, is_live=is_live)
-    policy = f"default-src 'none'; style-src {_hash(style)}; base-uri 'none'; form-action 'none'"
-    if is_live:
-        policy += f"; script-src {_hash(script)}; connect-src 'self'"
-    return html, {
-        "content-security-policy": f"{policy}; frame-ancestors 'none'",
-        "referrer-policy": "no-referrer",
-        "x-content-type-options": "nosniff",
-    }
+    return html, policy_headers(style, script if is_live else None)
 
 
 def _resolve(described: Mapping[str, Any], part: Mapping[str, Any]) -> Any:
@@ -48,7 +38,3 @@ def _resolve(described: Mapping[str, Any], part: Mapping[str, Any]) -> Any:
     for name in part["$ref"].removeprefix("#/").split("/"):
         found = found[name]
     return found
-
-
-def _hash(text: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

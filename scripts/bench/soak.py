@@ -128,7 +128,7 @@ class Soak:
         models = (await self._client.get("/admin/models")).json()["models"]
         tenants = (await self._client.get("/admin/tenants")).json()["tenants"]
         engine, held = ready["engine"], held_by(self._server.pid)
-        booked = sum(one["resident_cells"] for one in tenants)
+        booked = sum(one["cells"] for one in tenants)
         # Each tenant's cells are rounded: shared ones count in parts.
         orphans = abs(engine["num_used_cells"] - booked)
         return Sample(

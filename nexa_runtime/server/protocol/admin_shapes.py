@@ -12,7 +12,9 @@ from nexa_runtime.engine.scheduler import SchedulerStats
 from nexa_runtime.store.arrival import PullEvent
 from nexa_runtime.tenancy.admission import TenantUsage
 
-__all__ = ["Health", "ModelStates", "PullEvent", "Readiness", "TenantConfig", "TenantList", "UsageSums"]
+__all__ = [
+    "Health", "Live", "ModelStates", "PullEvent", "Readiness", "TenantConfig", "TenantList", "UsageSums",
+]  # fmt: skip
 
 
 class Health(TypedDict):
@@ -72,22 +74,64 @@ class ModelStates(TypedDict):
 
 
 class TenantState(TypedDict):
-    """What one tenant runs, holds and has used since the start."""
+    """What one tenant runs, holds and has used since the start. ``cells``: of the KV cache, of which
+    ``resident_cells`` only wait for a prompt that begins alike. ``generated_tokens``: with those of answers that
+    are not complete.
+    """
 
     tenant_id: str
     source: str | None
     version: str | None
     running: int
     queued: int
+    cells: int
     resident_cells: int
     virtual_time: float
     usage: TenantUsage
+    weight: float
+    generated_tokens: int
 
 
 class TenantList(TypedDict):
     """Every tenant that is known here."""
 
     tenants: list[TenantState]
+
+
+class EngineState(TypedDict):
+    """What one loaded model runs; steps and their rows since it was loaded."""
+
+    name: str
+    slots: int
+    running: int
+    waiting: int
+    kv_cells: int
+    used_cells: int
+    num_steps: int
+    num_decode_rows: int
+    num_prefill_rows: int
+
+
+class ModelMemory(TypedDict):
+    """Of all models together."""
+
+    budget_bytes: int
+    used_bytes: int
+
+
+class Live(TypedDict):
+    """What the box does at one moment. ``tenants``: the busiest of ``num_tenants``."""
+
+    version: str
+    uptime_s: float
+    is_ready: bool
+    reason: str | None
+    open_requests: int
+    num_tenants: int
+    tenants: list[TenantState]
+    engines: list[EngineState]
+    models: list[ModelState]
+    memory: ModelMemory
 
 
 class TenantConfig(TypedDict):

@@ -239,6 +239,8 @@ ENDPOINTS = (
         "GET", "/admin/usage", "What was used since a moment, by tenant and model", Access.ADMIN,
         answer=admin_shapes.UsageSums, query=usage.QUERY, refusals=(400,),
     ),
+    Endpoint("GET", "/admin/live", "What the box does, once a second", Access.ADMIN, event=admin_shapes.Live),
+    Endpoint("GET", "/console", "The owner's page", Access.PUBLIC, answer=str, answer_type=HTML),
     Endpoint("GET", "/openapi.json", "This document", Access.OPEN, answer=dict[str, object]),
     Endpoint("GET", "/docs", "A page to read and try the API", Access.OPEN, answer=str, answer_type=HTML),
     Endpoint("GET", "/redoc", "A page to read the API", Access.OPEN, answer=str, answer_type=HTML),

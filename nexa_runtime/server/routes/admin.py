@@ -1,6 +1,6 @@
 """``/admin``: what tenants may do, do, and have used; which models are loaded. The admin key opens it."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
 
@@ -8,12 +8,12 @@ from sse_starlette import EventSourceResponse
 from starlette.requests import Request
 from starlette.responses import Response
 
-from nexa_runtime.engine.scheduler import TenantCounts
 from nexa_runtime.errors import NexaError, TenantUnknownError
 from nexa_runtime.server.body import read_json_object
 from nexa_runtime.server.errors import error_body, json_response
 from nexa_runtime.server.frames import DONE, frame
 from nexa_runtime.server.ignored import ignored_header
+from nexa_runtime.server.live import tenant_states
 from nexa_runtime.server.protocol import pulls
 from nexa_runtime.server.protocol import usage as usage_format
 from nexa_runtime.server.protocol.parameters import read_fields
@@ -21,7 +21,7 @@ from nexa_runtime.server.services import Services, services
 from nexa_runtime.server.stream import KEEP_ALIVE_S, WITHHOLD_S
 from nexa_runtime.serving.pool import ModelPool
 from nexa_runtime.serving.pulling import Pull
-from nexa_runtime.serving.tenants import PUBLIC_TENANT_ID, max_sequence_tokens, share_of
+from nexa_runtime.serving.tenants import max_sequence_tokens, share_of
 from nexa_runtime.tenancy.tenant import Tenant, check_tenant_id, describe
 
 
@@ -76,26 +76,7 @@ async def unload_model(request: Request) -> Response:
 async def list_tenants(request: Request) -> Response:
     """Every tenant that is known here: what it runs, holds and has used since the start."""
     services(request).gate.check_admin(request)
-    dispatcher = services(request).dispatcher
-    known = {tenant.id: tenant for tenant in services(request).tenancy.directory.known()}
-    counts = _sums([model.engine.tenant_counts for model in dispatcher.pool.models()])
-    names = {*known, *dispatcher.admission.tenant_ids(), *counts} - {PUBLIC_TENANT_ID}
-    tenants = []
-    for name in sorted(names):
-        count = counts.get(name)
-        tenants.append(
-            {
-                "tenant_id": name,
-                "source": known[name].source if name in known else None,
-                "version": known[name].version if name in known else None,
-                "running": count.num_running if count else 0,
-                "queued": count.num_waiting if count else 0,
-                "resident_cells": count.num_cells if count else 0,
-                "virtual_time": round(count.virtual_time, 1) if count else 0.0,
-                "usage": asdict(dispatcher.admission.usage(name)),
-            }
-        )
-    return json_response({"tenants": tenants})
+    return json_response({"tenants": tenant_states(services(request))})
 
 
 async def usage(request: Request) -> Response:
@@ -128,21 +109,6 @@ async def _config(request: Request, look_up: Callable[[str], Awaitable[Tenant]])
         # For the admin this is an answer, not a refusal.
         return json_response(error_body(error), status=404)
     return json_response(_config_body(services(request), tenant))
-
-
-def _sums(all_counts: Sequence[Mapping[str, TenantCounts]]) -> dict[str, TenantCounts]:
-    """A tenant's counts over all models; its virtual time is one."""
-    sums: dict[str, TenantCounts] = {}
-    for counts in all_counts:
-        for name, one in counts.items():
-            other = sums.get(name, TenantCounts(0, 0, 0, 0.0))
-            sums[name] = TenantCounts(
-                one.num_running + other.num_running,
-                one.num_waiting + other.num_waiting,
-                one.num_cells + other.num_cells,
-                max(one.virtual_time, other.virtual_time),
-            )
-    return sums
 
 
 def _config_body(all_services: Services, tenant: Tenant) -> dict[str, object]:
