@@ -42,7 +42,7 @@ def list_all(settings: Settings) -> None:
     for one in ask_server(settings, "GET", "/admin/tenants")["tenants"]:
         usage = one["usage"]
         numbers = (
-            one["running"], one["queued"], one["resident_cells"],
+            one["running"], one["queued"], one["cells"],
             usage["requests"], usage["refused"], usage["prompt_tokens"], usage["completion_tokens"],
         )  # fmt: skip
         table.add_row(one["tenant_id"], one["source"] or "-", *map(str, numbers))

@@ -75,8 +75,8 @@ class ModelStates(TypedDict):
 
 class TenantState(TypedDict):
     """What one tenant runs, holds and has used since the start. ``cells``: of the KV cache, of which
-    ``resident_cells`` only wait for a prompt that begins alike. ``generated_tokens``: with those of answers that
-    are not complete.
+    ``resident_cells`` only wait for a prompt that begins alike. ``generated_tokens``: with those of answers
+    that are not complete.
     """
 
     tenant_id: str
