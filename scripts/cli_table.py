@@ -21,7 +21,8 @@ _SETTING = re.compile(r" ?\[env: .*\]$")
 
 def commands(group: Any = None, name: str = "nexa-runtime") -> Iterator[tuple[str, Any]]:
     """Every command with all its words, groups followed."""
-    for command in (group or get_command(app)).commands.values():
+    root: Any = group or get_command(app)
+    for command in root.commands.values():
         full = f"{name} {command.name}"
         if hasattr(command, "commands"):
             yield from commands(command, full)
@@ -42,7 +43,7 @@ def tables() -> str:
     text = row("command", "what", "flags") + "|---|---|---|\n"
     for name, command in every:
         cells = [_flag(flag, is_shared=(flag.opts[0], flag.help) in shared) for flag in flags(command)]
-        usage = " ".join([name, *(_argument(one) for one in command.params if one.param_type_name == "argument")])
+        usage = " ".join([name, *_needed(command)])
         text += row(f"`{usage}`", as_markdown(_one_line(command.help)), ", ".join(cells))
     text += f"\n{row('flag', 'of several commands')}|---|---|\n"
     root = [(flag.opts[0], flag.help) for flag in flags(get_command(app))]
@@ -64,9 +65,14 @@ def _all_names(every: list[tuple[str, Any]], option: str) -> str:
     return "`, `".join(names)
 
 
-def _argument(one: Any) -> str:
-    name = str(one.metavar or one.name.upper())
-    return f"{name if one.required else f'[{name}]'}{'…' if one.nargs == -1 else ''}"
+def _needed(command: Any) -> Iterator[str]:
+    """Its arguments, in brackets where it goes without, and the flags without which it does not."""
+    for one in command.params:
+        name = str(one.metavar or one.name.upper())
+        if one.param_type_name == "argument":
+            yield f"{name if one.required else f'[{name}]'}{'…' if one.nargs == -1 else ''}"
+        elif one.required:
+            yield f"{one.opts[0]} {name}"
 
 
 def _one_line(text: str) -> str:

@@ -1,7 +1,7 @@
 """What is written into the README by code: where it stands, and what must not break a table.
 
-Such a part stands between two marks, which name the script that writes it. ``scripts/*_table`` call it; a test
-compares what they write with what is there.
+Such a part stands between two marks, which name the script that writes it. ``scripts/*_table`` call it; a
+test compares what they write with what is there.
 """
 
 import re
@@ -9,8 +9,12 @@ from pathlib import Path
 
 README = Path(__file__).parents[1] / "README.md"
 
-_CODE = re.compile(r"`[^`]*`|\b(?:NEXA|VAULT|TENANT)_[A-Z_]+\b|\bX-[A-Z][A-Za-z-]+|\{\{tenant_id\}\}|(?<![\w/:])/[a-z0-9/_]+")
-_URL = re.compile(r"\b(?:https?|postgresql)://[^\s,]*[^\s,;.]")
+_SPANS = re.compile(
+    r"`[^`]*`"  # as it is
+    r"|\b(?:https?|postgresql)://[^\s,]*[^\s,;.]"
+    r"|\b(?:NEXA|VAULT|TENANT)_[A-Z_]+\b|\bX-[A-Z][A-Za-z-]+|\{\{tenant_id\}\}"
+    r"|(?<![\w/:])/[a-z0-9/_]+|(?<![\w-])--[a-z-]+|\bnexa-runtime [a-z]+|\bmodels\.yaml"
+)
 
 
 def replaced(readme: str, begin: str, rows: str, end: str) -> str:
@@ -22,10 +26,9 @@ def replaced(readme: str, begin: str, rows: str, end: str) -> str:
 
 def row(*cells: str) -> str:
     """A line of a table."""
-    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |".replace("|  |", "| |") + "\n"
+    return f"| {' | '.join(cells)} |\n".replace("|  |", "| |")
 
 
 def as_markdown(text: str) -> str:
     """A text for the terminal with its names, paths and addresses as code."""
-    spans = re.compile(f"{_CODE.pattern}|{_URL.pattern}")
-    return spans.sub(lambda match: match[0] if match[0].startswith("`") else f"`{match[0]}`", text)
+    return _SPANS.sub(lambda match: f"`{match[0].strip('`')}`", text)

@@ -1,7 +1,7 @@
 """The README's tables of settings, one for each slice of ``nexa_runtime/config``.
 
-Names, defaults and meanings are the fields' own, flags those of ``serve``. Run by ``scripts/settings_table`` after a
-setting has come, gone or changed its words.
+Names, defaults and meanings are the fields' own, flags those of ``serve``. Run by ``scripts/settings_table``
+after a setting has come, gone or changed its words.
 """
 
 import re
@@ -23,7 +23,7 @@ _SEE = {
     "NEXA_API_KEY": "[Keys](#keys)",
     "NEXA_ADMIN_KEY": "[Keys](#keys)",
     "NEXA_REQUEST_LOG": "[Usage](#usage)",
-    "NEXA_USAGE_DSN": "[Usage](#usage)",
+    "NEXA_USAGE_DSN": "[Usage in PostgreSQL](#usage-in-postgresql)",
     "NEXA_METRICS_PORT": "[Metrics](#metrics)",
     "NEXA_STEP_LIMIT_S": "[Health](#health)",
     "NEXA_DRAIN_S": "[The end](#the-end)",
@@ -58,8 +58,7 @@ def _row(field: FieldInfo, flags: dict[str, str]) -> str:
 def _default(field: FieldInfo) -> str:
     """As code where it is a value that could be written so."""
     text = shown_default(field)
-    is_value = isinstance(field.default, str)
-    return f"`{text}`" if is_value else text
+    return f"`{text}`" if isinstance(field.default, str) else as_markdown(text)
 
 
 def _flags() -> dict[str, str]:

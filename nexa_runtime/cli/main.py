@@ -43,7 +43,9 @@ def _option(slice_: type[ModelSettings | EngineSettings | ServerSettings], field
 ModelFlag = Annotated[str | None, _option(ModelSettings, "model_id", "--model")]
 NamesFlag = Annotated[
     list[str] | None,
-    typer.Option("--served-name", help="a further name of the default model; repeatable [env: NEXA_SERVED_NAMES]"),
+    typer.Option(
+        "--served-name", help="a further name of the default model; repeatable [env: NEXA_SERVED_NAMES]"
+    ),
 ]
 HostFlag = Annotated[str | None, _option(ServerSettings, "host", "--host")]
 PortFlag = Annotated[str | None, _option(ServerSettings, "port", "--port")]
@@ -378,7 +380,7 @@ def summarize_usage(
 
 @app.callback(invoke_without_command=True)
 def _root(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="print the version and end")] = False,
 ) -> None:
     if version:
         typer.echo(nexa_runtime.__version__)

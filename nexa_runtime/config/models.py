@@ -38,9 +38,9 @@ class EngineSettings(Slice):
         validation_alias="NEXA_CTX_SIZE",
         ge=256,
         le=100_000_000,
-        json_schema_extra=unset("slots × the model's context"),
-        description="KV cells in all, shared by every sequence, in tokens; if unset, half of the free memory at"
-        " most",
+        json_schema_extra=unset("the slots times the model's context"),
+        description="KV cells in all, shared by every sequence, in tokens; if unset, half of the free memory"
+        " at most",
     )
     slots: int = Field(
         8, validation_alias="NEXA_SLOTS", ge=1, le=128, description="sequences that run at once, 1 to 128"
@@ -51,8 +51,8 @@ class EngineSettings(Slice):
         ge=1,
         le=1024,
         json_schema_extra=unset("measured at the first start"),
-        description="CPU threads of llama.cpp; measured where cores have several hardware threads or there are"
-        " four or more, else one per usable core",
+        description="CPU threads of llama.cpp; measured where cores have several hardware threads or there"
+        " are four or more, else one per usable core",
     )
     step_tokens: int = Field(
         512,
@@ -84,8 +84,8 @@ class EngineSettings(Slice):
         le=2**50,
         json_schema_extra=unset("as much as the KV cache"),
         description="main memory of each model for prefixes that lay idle, or whose KV cells were needed,"
-        " like 2G, besides NEXA_MEMORY_BUDGET; 0: none; if unset, as much as the KV cache has, a tenth of what"
-        " is free at most",
+        " like 2G, besides NEXA_MEMORY_BUDGET; 0: none; if unset, as much as the KV cache has, a tenth of"
+        " what is free at most",
     )
     public_prefixes_file: str | None = Field(
         None,
@@ -116,9 +116,9 @@ class ServingSettings(Slice):
         validation_alias="NEXA_MAX_QUEUE",
         ge=0,
         le=1_000_000,
-        json_schema_extra=unset("4 × slots"),
-        description="requests of all tenants that may wait for a slot; one more gets 503, unless its tenant has"
-        " less than an equal part of them",
+        json_schema_extra=unset("four for each slot"),
+        description="requests of all tenants that may wait for a slot; one more gets 503, unless its tenant"
+        " has less than an equal part of them",
     )
     request_timeout_s: float = Field(
         600,

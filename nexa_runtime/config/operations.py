@@ -25,7 +25,8 @@ class LogSettings(Slice):
     level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO",
         validation_alias=AliasChoices("NEXA_LOG_LEVEL", "LOG_LEVEL"),
-        description="DEBUG, INFO, WARNING or ERROR: the least severe line that is written; DEBUG has a line per step",
+        description="DEBUG, INFO, WARNING or ERROR: the least severe line that is written; DEBUG has a line"
+        " per step",
     )
 
     @field_validator("level", mode="before")
@@ -54,8 +55,8 @@ class DiscoverySettings(Slice):
         None,
         validation_alias="NEXA_ETCD_URL",
         examples=["http://user:password@etcd:2379, several with commas"],
-        description="etcd that the server registers in while it is ready: one URL, or several with commas, like"
-        " http://user:password@host:2379 where it wants a user",
+        description="etcd that the server registers in while it is ready: one URL, or several with commas,"
+        " like http://user:password@host:2379 where it wants a user",
     )
     public_url: str | None = Field(
         None,

@@ -53,7 +53,8 @@ class ServerSettings(Slice):
         validation_alias="NEXA_MAX_CONNECTIONS",
         ge=1,
         le=100_000,
-        description="connections that may be open; requests on further ones get 503, but for /health and /readyz",
+        description="connections that may be open; requests on further ones get 503, but for /health, /readyz"
+        " and /metrics",
     )
     drain_s: float = Field(
         25,
@@ -125,5 +126,6 @@ class AccessSettings(Slice):
     forwarded_allow_ips: Networks = Field(
         (),
         validation_alias="NEXA_FORWARDED_ALLOW_IPS",
-        description="networks of proxies whose X-Forwarded-For is believed (for NEXA_IP_ALLOWLIST), with commas",
+        description="networks of proxies whose X-Forwarded-For is believed (for NEXA_IP_ALLOWLIST), with"
+        " commas",
     )

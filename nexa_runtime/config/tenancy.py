@@ -47,7 +47,9 @@ class VaultSettings(Slice):
         description="URL of Vault; its limits hold then",
     )
     token: SecretStr | None = Field(
-        None, validation_alias="VAULT_TOKEN", description="Vault: log in with this token, or with AppRole or Kubernetes"
+        None,
+        validation_alias="VAULT_TOKEN",
+        description="log in to Vault with this token, or with AppRole or Kubernetes",
     )
     namespace: str | None = Field(
         None, validation_alias="VAULT_NAMESPACE", description="Vault Enterprise namespace"
@@ -63,7 +65,9 @@ class VaultSettings(Slice):
         None, validation_alias="NEXA_VAULT_ROLE_ID", description="AppRole: the role id"
     )
     secret_id: SecretStr | None = Field(
-        None, validation_alias="NEXA_VAULT_SECRET_ID", description="AppRole: the secret id, or its wrapping token"
+        None,
+        validation_alias="NEXA_VAULT_SECRET_ID",
+        description="AppRole: the secret id, or its wrapping token",
     )
     secret_id_file: str | None = Field(
         None,
@@ -73,7 +77,8 @@ class VaultSettings(Slice):
     is_secret_id_wrapped: bool = Field(
         False,
         validation_alias="NEXA_VAULT_SECRET_ID_WRAPPED",
-        description="whether the secret id given is a wrapping token; only one made for a secret id is opened",
+        description="whether the secret id given is a wrapping token; only one made for a secret id is"
+        " opened",
     )
     kubernetes_role: str | None = Field(
         None,
