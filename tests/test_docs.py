@@ -27,6 +27,7 @@ PACKAGE = Path(nexa_runtime.__file__).parent
 ROOT = PACKAGE.parent
 README = (ROOT / "README.md").read_text()
 DEPLOY = (ROOT / "scripts" / "deploy" / "README.md").read_text()
+COMPOSE = (ROOT / "scripts" / "deploy" / "docker-compose.nexa.yml").read_text()
 
 HIDDEN_ERRORS = (
     errors.ConfigError, errors.ModelFileError, errors.ClientError, errors.SourceUnavailableError,
@@ -153,7 +154,7 @@ def test_names_in_the_text_are_names_of_something() -> None:
     files = {name for cls in SLICES for name in file_names(cls).values()}
     known = settings() | files | set(LIMIT_KEYS)
     assert set(re.findall(r"`(NEXA_[A-Z_0-9]+)`", README)) <= known
-    in_compose = {"NEXA_IMAGE", "NEXA_DOCKERFILE"}
+    in_compose = set(re.findall(r"\$\{(NEXA_[A-Z_]+)", COMPOSE))
     assert set(re.findall(r"`(NEXA_[A-Z_0-9]+)", DEPLOY)) <= known | in_compose
     names = {family.name for family in (*FAMILIES, *(alias.family for alias in ALIASES))}
     assert set(re.findall(r"`((?:nexa_|llamacpp:|vllm:)[a-z0-9_:]+)`", README)) <= names | {"nexa_runtime"}
