@@ -6,14 +6,13 @@ in ``telemetry/metrics``. A table stands in the README between two marks; a test
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from nexa_runtime.server.protocol.endpoints import ENDPOINTS, Endpoint
 from nexa_runtime.server.protocol.parameters import Support
 from nexa_runtime.telemetry.metrics.aliases import ALIASES
 from nexa_runtime.telemetry.metrics.catalogue import FAMILIES
+from scripts.readme import README, replaced
 
-README = Path(__file__).parents[1] / "README.md"
 BEGIN = "<!-- scripts/api_table writes this table -->\n"
 END = "<!-- end of the table -->\n"
 METRICS_BEGIN = "<!-- scripts/api_table writes this table of metrics -->\n"
@@ -45,14 +44,8 @@ def metrics_table() -> str:
 
 def written(readme: str) -> str:
     """A README with its tables as they must be."""
-    readme = _replaced(readme, BEGIN, table(), END)
-    return _replaced(readme, METRICS_BEGIN, metrics_table(), METRICS_END)
-
-
-def _replaced(readme: str, begin: str, rows: str, end: str) -> str:
-    before, rest = readme.split(begin)
-    _, after = rest.split(end)
-    return f"{before}{begin}{rows}{end}{after}"
+    readme = replaced(readme, BEGIN, table(), END)
+    return replaced(readme, METRICS_BEGIN, metrics_table(), METRICS_END)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from nexa_runtime.config import load_log_settings, load_settings
+from nexa_runtime.config import SLICES, env_names, load_log_settings, load_settings, shown_default
 from nexa_runtime.errors import ConfigError
 from nexa_runtime.server.app import bind
 
@@ -15,6 +15,23 @@ def test_defaults_need_no_environment() -> None:
     assert (settings.server.host, settings.server.port) == ("127.0.0.1", 8080)
     assert settings.engine.slots == 8
     assert settings.serving.request_timeout_s == 600
+
+
+def test_defaults_are_shown_as_a_person_writes_them() -> None:
+    shown = {
+        env_names(field)[0]: shown_default(field) for cls in SLICES for field in cls.model_fields.values()
+    }
+    assert shown["NEXA_SLOTS"] == "8"
+    assert shown["NEXA_THREADS"] == "measured at the first start"
+    assert shown["NEXA_SERVED_NAMES"] == "none"
+    assert shown["NEXA_TRUST_TENANT_HEADER"] == "false"
+    assert (shown["NEXA_MAX_BODY_BYTES"], shown["NEXA_USAGE_SPOOL_BYTES"]) == ("4 MiB", "64 MB")
+
+
+def test_what_is_shown_of_a_size_can_be_given_as_one() -> None:
+    settings = load_settings({"NEXA_MAX_BODY_BYTES": "4 MiB", "NEXA_USAGE_SPOOL_BYTES": "64 MB"})
+    assert settings.server.max_body_bytes == load_settings().server.max_body_bytes
+    assert settings.usage_database.spool_bytes == load_settings().usage_database.spool_bytes
 
 
 def test_flags_override_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

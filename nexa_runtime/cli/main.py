@@ -18,6 +18,7 @@ from nexa_runtime.config import (
     Settings,
     env_names,
     load_settings,
+    shown_default,
 )
 from nexa_runtime.store.reference import check_text
 from nexa_runtime.telemetry import configure_logging
@@ -27,6 +28,7 @@ app = typer.Typer(
     help="A multi-tenant server for local language models.",
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
 
@@ -34,14 +36,16 @@ app = typer.Typer(
 def _option(slice_: type[ModelSettings | EngineSettings | ServerSettings], field: str, flag: str) -> Any:
     """A flag that overrides a setting; its help is the setting's."""
     setting = slice_.model_fields[field]
-    text = f"{setting.description} [env: {env_names(setting)[0]}; default: {setting.default}]"
+    text = f"{setting.description} [env: {env_names(setting)[0]}; default: {shown_default(setting)}]"
     return typer.Option(flag, help=text, show_default=False)
 
 
 ModelFlag = Annotated[str | None, _option(ModelSettings, "model_id", "--model")]
 NamesFlag = Annotated[
     list[str] | None,
-    typer.Option("--served-name", help="a further name of the model; repeatable [env: NEXA_SERVED_NAMES]"),
+    typer.Option(
+        "--served-name", help="a further name of the default model; repeatable [env: NEXA_SERVED_NAMES]"
+    ),
 ]
 HostFlag = Annotated[str | None, _option(ServerSettings, "host", "--host")]
 PortFlag = Annotated[str | None, _option(ServerSettings, "port", "--port")]
@@ -376,7 +380,7 @@ def summarize_usage(
 
 @app.callback(invoke_without_command=True)
 def _root(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="print the version and end")] = False,
 ) -> None:
     if version:
         typer.echo(nexa_runtime.__version__)

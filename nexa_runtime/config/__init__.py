@@ -15,7 +15,7 @@ from typing import Any, TypeVar, get_args, get_origin
 from pydantic import SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 
-from nexa_runtime.config.base import LISTS, Slice, env_names, is_secret, options, parse_bytes
+from nexa_runtime.config.base import LISTS, Slice, env_names, is_secret, options, parse_bytes, shown_default
 from nexa_runtime.config.env_file import read_env_file
 from nexa_runtime.config.metrics import MetricsSettings
 from nexa_runtime.config.models import EngineSettings, ModelSettings, PoolSettings, ServingSettings
@@ -32,8 +32,8 @@ __all__ = [
     "PLACEHOLDER", "SLICES", "AccessSettings", "ClientSettings", "DiscoverySettings", "EngineSettings",
     "FileSettings", "HealthSettings", "LogSettings", "MetricsSettings", "ModelSettings", "PoolSettings",
     "ServerSettings", "ServingSettings", "Settings", "StoreSettings", "TenancySettings",
-    "UsageDatabaseSettings", "UsageSettings", "VaultSettings", "env_names", "file_names", "load_log_settings",
-    "load_settings", "parse_bytes",
+    "UsageDatabaseSettings", "UsageSettings", "VaultSettings", "env_names", "file_names", "is_secret",
+    "load_log_settings", "load_settings", "parse_bytes", "shown_default",
 ]  # fmt: skip
 
 SliceT = TypeVar("SliceT", bound=Slice)
@@ -67,10 +67,11 @@ class Settings:
 
 
 SLICES: tuple[type[Slice], ...] = (
-    ModelSettings, EngineSettings, ServingSettings, PoolSettings, ServerSettings,
-    TenancySettings, VaultSettings, AccessSettings, StoreSettings, ClientSettings, LogSettings,
-    HealthSettings, DiscoverySettings, FileSettings, MetricsSettings, UsageSettings, UsageDatabaseSettings,
+    ModelSettings, StoreSettings, PoolSettings, EngineSettings, ServingSettings, ServerSettings,
+    AccessSettings, TenancySettings, VaultSettings, UsageSettings, UsageDatabaseSettings, MetricsSettings,
+    LogSettings, HealthSettings, DiscoverySettings, ClientSettings, FileSettings,
 )  # fmt: skip
+"""All of them, in the order of the README."""
 
 
 def load_settings(overrides: Mapping[str, object] | None = None) -> Settings:

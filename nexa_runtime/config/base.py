@@ -8,6 +8,7 @@ from ipaddress import IPv4Network, IPv6Network
 from typing import Annotated, get_args, get_origin
 
 from pydantic import AliasChoices, BeforeValidator, SecretStr, StringConstraints
+from pydantic.config import JsonDict
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -69,6 +70,26 @@ def env_names(field: FieldInfo) -> tuple[str, ...]:
 def options(field: FieldInfo) -> tuple[object, ...]:
     """The alternatives of a field's type."""
     return get_args(field.annotation) if get_origin(field.annotation) is not tuple else ()
+
+
+def unset(text: str) -> JsonDict:
+    """For ``json_schema_extra`` of a setting whose default is not one value: what holds where it is unset."""
+    return {"unset": text}
+
+
+def shown_default(field: FieldInfo) -> str:
+    """A setting's default as a person writes it."""
+    if isinstance(field.json_schema_extra, dict) and (text := field.json_schema_extra.get("unset")):
+        return str(text)
+    if field.default in (None, ()):
+        return "none"
+    if any(isinstance(item, BeforeValidator) and item.func is parse_bytes for item in field.metadata):
+        return _shown_bytes(field.default)
+    return str(field.default).lower() if isinstance(field.default, bool) else str(field.default)
+
+
+def _shown_bytes(size: int) -> str:
+    return f"{size >> 20} MiB" if size % 2**20 == 0 else f"{size // 10**6} MB"
 
 
 def is_secret(field: FieldInfo) -> bool:

@@ -5,27 +5,28 @@ from urllib.parse import urlsplit
 
 from pydantic import AliasChoices, Field, SecretStr, field_validator
 
-from nexa_runtime.config.base import Slice
+from nexa_runtime.config.base import Slice, unset
 
 
 class FileSettings(Slice):
-    """Where further settings are written."""
+    """A file of settings."""
 
     env_file: str | None = Field(
         None,
         validation_alias="NEXA_ENV_FILE",
         min_length=1,
-        description="file with settings as lines of NAME=value, which win over the environment",
+        description="file with settings, a NAME=value a line, which win over the environment",
     )
 
 
 class LogSettings(Slice):
-    """What is written to stderr."""
+    """The log."""
 
     level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO",
         validation_alias=AliasChoices("NEXA_LOG_LEVEL", "LOG_LEVEL"),
-        description="least severe log line that is written",
+        description="DEBUG, INFO, WARNING or ERROR: the least severe line that is written; DEBUG has a line"
+        " per step",
     )
 
     @field_validator("level", mode="before")
@@ -35,7 +36,7 @@ class LogSettings(Slice):
 
 
 class HealthSettings(Slice):
-    """When the server is given up."""
+    """When a server that hangs is given up."""
 
     step_limit_s: float = Field(
         120,
@@ -54,20 +55,23 @@ class DiscoverySettings(Slice):
         None,
         validation_alias="NEXA_ETCD_URL",
         examples=["http://user:password@etcd:2379, several with commas"],
-        description="etcd that the server registers in, while it is ready",
+        description="etcd that the server registers in while it is ready: one URL, or several with commas,"
+        " like http://user:password@host:2379 where it wants a user",
     )
     public_url: str | None = Field(
         None,
         validation_alias="NEXA_PUBLIC_URL",
         examples=["http://10.0.0.5:8080"],
-        description="the URL under which others reach this server",
+        json_schema_extra=unset("host and port"),
+        description="the URL that others reach this server under; needed with etcd where it listens on all"
+        " addresses",
     )
     service_name: str = Field(
         "nexa-runtime",
         validation_alias="NEXA_SERVICE_NAME",
         pattern="^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$",
         examples=["nexa-runtime"],
-        description="the name that it has there",
+        description="the name that it has in etcd and in /v1/metadata",
     )
 
     @field_validator("etcd_url")

@@ -1,12 +1,14 @@
 """Settings of what listens, and of who may ask."""
 
-from pydantic import AliasChoices, Field, SecretStr
+from typing import Annotated
 
-from nexa_runtime.config.base import Digests, Networks, Origins, Slice
+from pydantic import AliasChoices, BeforeValidator, Field, SecretStr
+
+from nexa_runtime.config.base import Digests, Networks, Origins, Slice, parse_bytes, unset
 
 
 class ServerSettings(Slice):
-    """Where HTTP listens and what it takes in."""
+    """What listens, and what it takes in."""
 
     host: str = Field(
         "127.0.0.1", validation_alias="NEXA_HOST", min_length=1, description="address to listen on"
@@ -16,14 +18,14 @@ class ServerSettings(Slice):
         validation_alias="NEXA_PORT",
         ge=0,
         le=65_535,
-        description="TCP port to listen on; 0: any free one",
+        description="port to listen on; 0: any free one",
     )
-    max_body_bytes: int = Field(
+    max_body_bytes: Annotated[int, BeforeValidator(parse_bytes)] = Field(
         4 * 1024 * 1024,
         validation_alias="NEXA_MAX_BODY_BYTES",
         ge=1024,
         le=1024**3,
-        description="largest request body, in bytes",
+        description="largest request body, in bytes or like 4M",
     )
     body_timeout_s: float = Field(
         30,
@@ -51,7 +53,8 @@ class ServerSettings(Slice):
         validation_alias="NEXA_MAX_CONNECTIONS",
         ge=1,
         le=100_000,
-        description="connections that may be open; requests on further ones get 503",
+        description="connections that may be open; requests on further ones get 503, but for /health, /readyz"
+        " and /metrics",
     )
     drain_s: float = Field(
         25,
@@ -63,7 +66,7 @@ class ServerSettings(Slice):
     cors_origins: Origins = Field(
         (),
         validation_alias="NEXA_CORS_ORIGINS",
-        description="origins whose web pages may read the answers, with commas, or *; unset: none",
+        description="origins whose web pages may read the answers, with commas; or *, with keys only",
     )
     tls_cert: str | None = Field(
         None,
@@ -73,7 +76,8 @@ class ServerSettings(Slice):
     tls_key: str | None = Field(
         None,
         validation_alias="NEXA_TLS_KEY",
-        description="file with its private key in PEM; unset: it is in the certificate's file",
+        json_schema_extra=unset("in the certificate's file"),
+        description="file with its private key in PEM",
     )
     tls_key_password: SecretStr | None = Field(
         None, validation_alias="NEXA_TLS_KEY_PASSWORD", description="password of that key"
@@ -81,7 +85,7 @@ class ServerSettings(Slice):
 
 
 class AccessSettings(Slice):
-    """Who may ask at all."""
+    """Keys, and who may ask at all."""
 
     api_key: SecretStr | None = Field(
         None,
@@ -106,7 +110,7 @@ class AccessSettings(Slice):
     trusts_tenant_header: bool = Field(
         False,
         validation_alias="NEXA_TRUST_TENANT_HEADER",
-        description="whether X-Tenant-Id alone, without a key, is believed from NEXA_TRUSTED_CIDRS",
+        description="whether a bare X-Tenant-Id, without a key, is believed from NEXA_TRUSTED_CIDRS",
     )
     trusted_cidrs: Networks = Field(
         (),
@@ -116,10 +120,12 @@ class AccessSettings(Slice):
     ip_allowlist: Networks = Field(
         (),
         validation_alias="NEXA_IP_ALLOWLIST",
-        description="networks of clients whose requests are taken, with commas; unset: all",
+        json_schema_extra=unset("all"),
+        description="networks of clients whose requests are taken, with commas",
     )
     forwarded_allow_ips: Networks = Field(
         (),
         validation_alias="NEXA_FORWARDED_ALLOW_IPS",
-        description="networks of proxies whose X-Forwarded-For is believed, with commas",
+        description="networks of proxies whose X-Forwarded-For is believed (for NEXA_IP_ALLOWLIST), with"
+        " commas",
     )

@@ -2,29 +2,33 @@
 
 from pydantic import Field, SecretStr
 
-from nexa_runtime.config.base import Slice
+from nexa_runtime.config.base import Slice, unset
 
 
 class StoreSettings(Slice):
-    """Where models lie, and where they come from."""
+    """The model store, and the hub that models come from."""
 
     model_store: str | None = Field(
         None,
         validation_alias="NEXA_MODEL_STORE",
         min_length=1,
-        description="folder of the model store; unset: in the user's data directory",
+        json_schema_extra=unset("in the user's data directory"),
+        description="folder of the model store",
     )
     state_dir: str | None = Field(
         None,
         validation_alias="NEXA_STATE_DIR",
         min_length=1,
-        description="folder for what the server itself writes; unset: in the user's state directory",
+        json_schema_extra=unset("in the user's state directory"),
+        description="folder for what the server writes itself: which files were tried and verified, how many"
+        " threads are fastest, usage records that wait",
     )
     catalog_file: str | None = Field(
         None,
         validation_alias="NEXA_CATALOG_FILE",
         min_length=1,
-        description="catalog of model names; unset: the models.yaml that is shipped",
+        json_schema_extra=unset("the models.yaml that is shipped"),
+        description="catalog of model names",
     )
     endpoint: str = Field(
         "https://huggingface.co",
@@ -49,5 +53,5 @@ class ClientSettings(Slice):
         validation_alias="NEXA_URL",
         pattern=r"^https?://\S+$",
         examples=["http://127.0.0.1:8080"],
-        description="URL of the server that `nexa-runtime tenants` and `replay` ask",
+        description="the running server that nexa-runtime tenants, ps, rm and replay ask",
     )

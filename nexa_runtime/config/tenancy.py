@@ -5,29 +5,30 @@ from typing import Literal
 
 from pydantic import Field, SecretStr
 
-from nexa_runtime.config.base import Slice
+from nexa_runtime.config.base import Slice, unset
 
 
 class TenancySettings(Slice):
-    """Who the tenants are, and where their limits are written."""
+    """Who the tenants are."""
 
     mode: Literal["single", "multi"] | None = Field(
         None,
         validation_alias="TENANT_MODE",
-        description="single: everyone is the default tenant; multi: the key or X-Tenant-Id says who;"
-        " unset: multi with Vault or a tenants file, else single",
+        json_schema_extra=unset("multi with Vault or a tenants file, else single"),
+        description="single: everyone is the default tenant; multi: the key or X-Tenant-Id says who",
     )
     default_tenant_id: str | None = Field(
         None,
         validation_alias="DEFAULT_TENANT_ID",
         min_length=1,
-        description="the tenant of a request that names none; in single mode `demo` if unset",
+        json_schema_extra=unset("`demo` in single mode"),
+        description="the tenant of a request that names none",
     )
     tenants_file: str | None = Field(
         None,
         validation_alias="NEXA_TENANTS_FILE",
         min_length=1,
-        description="YAML file with the tenants and their limits, for a box without Vault",
+        description="YAML file with the tenants' limits, for a box without Vault",
     )
 
 
@@ -36,17 +37,19 @@ PLACEHOLDER = re.compile(r"\{\{\s*tenant_id\s*\}\}")
 
 
 class VaultSettings(Slice):
-    """How HashiCorp Vault is asked."""
+    """HashiCorp Vault."""
 
     address: str | None = Field(
         None,
         validation_alias="VAULT_ADDR",
         pattern=r"^https?://\S+$",
         examples=["https://vault.example:8200"],
-        description="URL of Vault",
+        description="URL of Vault; its limits hold then",
     )
     token: SecretStr | None = Field(
-        None, validation_alias="VAULT_TOKEN", description="a Vault token; AppRole and Kubernetes need none"
+        None,
+        validation_alias="VAULT_TOKEN",
+        description="log in to Vault with this token, or with AppRole or Kubernetes",
     )
     namespace: str | None = Field(
         None, validation_alias="VAULT_NAMESPACE", description="Vault Enterprise namespace"
@@ -56,23 +59,26 @@ class VaultSettings(Slice):
         validation_alias="NEXA_VAULT_PATH_TEMPLATE",
         pattern=r"^[^/\s]+/data/\S*\{\{\s*tenant_id\s*\}\}\S*$",
         examples=["secret/data/tenant/{{tenant_id}}/nexa"],
-        description="KV v2 API path of a tenant's secret: mount, /data/, and a path with {{tenant_id}}",
+        description="where a tenant's secret is (KV v2): mount, /data/, and a path with {{tenant_id}}",
     )
     role_id: str | None = Field(
-        None, validation_alias="NEXA_VAULT_ROLE_ID", description="AppRole: role id to log in with"
+        None, validation_alias="NEXA_VAULT_ROLE_ID", description="AppRole: the role id"
     )
     secret_id: SecretStr | None = Field(
-        None, validation_alias="NEXA_VAULT_SECRET_ID", description="AppRole: secret id, or its wrapping token"
+        None,
+        validation_alias="NEXA_VAULT_SECRET_ID",
+        description="AppRole: the secret id, or its wrapping token",
     )
     secret_id_file: str | None = Field(
         None,
         validation_alias="NEXA_VAULT_SECRET_ID_FILE",
-        description="AppRole: file with the secret id, or with its wrapping token; read at each login",
+        description="AppRole: file with the secret id or its wrapping token, read at each login",
     )
     is_secret_id_wrapped: bool = Field(
         False,
         validation_alias="NEXA_VAULT_SECRET_ID_WRAPPED",
-        description="whether the secret id given is a wrapping token",
+        description="whether the secret id given is a wrapping token; only one made for a secret id is"
+        " opened",
     )
     kubernetes_role: str | None = Field(
         None,
@@ -82,7 +88,7 @@ class VaultSettings(Slice):
     kubernetes_token_file: str = Field(
         "/var/run/secrets/kubernetes.io/serviceaccount/token",
         validation_alias="NEXA_VAULT_KUBERNETES_TOKEN_FILE",
-        description="file with the pod's service account token",
+        description="file with the token of the pod's service account",
     )
     timeout_s: float = Field(
         2.5,

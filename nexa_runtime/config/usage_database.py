@@ -8,12 +8,12 @@ from nexa_runtime.config.base import Slice, parse_bytes
 
 
 class UsageDatabaseSettings(Slice):
-    """Where the table of usage is, and what may wait for it on disk."""
+    """The table of usage, and what may wait for it on disk."""
 
     dsn: SecretStr | None = Field(
         None,
         validation_alias="NEXA_USAGE_DSN",
-        description="PostgreSQL or Supabase for usage records, as libpq takes it: a postgresql:// address or"
+        description="PostgreSQL or Supabase for usage records: postgresql://user:password@host:5432/name, or"
         " key=value pairs",
     )
     spool_bytes: Annotated[int, BeforeValidator(parse_bytes)] = Field(

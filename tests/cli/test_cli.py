@@ -73,6 +73,12 @@ def test_no_arguments_shows_the_help() -> None:
     assert "serve" in result.stdout + result.stderr
 
 
+def test_the_help_names_the_settings_and_their_defaults() -> None:
+    text = re.sub(r"[\s│]+", " ", nexa("serve", "--help").stdout)
+    assert "sequences that run at once, 1 to 128 [env: NEXA_SLOTS; default: 8]" in text
+    assert "org/repo[:QUANT][@revision]" in nexa("pull", "--help").stdout
+
+
 def test_run_answers_on_stdout_alone() -> None:
     result = nexa("run", "demo", "What is the capital of France?")
     assert result.returncode == 0

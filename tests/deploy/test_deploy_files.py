@@ -43,6 +43,11 @@ def test_every_variable_of_the_compose_file_has_an_example() -> None:
     assert used == given
 
 
+def test_no_default_of_a_variable_has_a_brace() -> None:
+    """Compose ends a variable at the first one, and what follows stays as text behind its value."""
+    assert re.findall(r"\$\{[A-Z_]+:-[^}]*\{", COMPOSE.read_text()) == []
+
+
 def test_what_is_set_is_a_setting() -> None:
     compose = yaml.safe_load(COMPOSE.read_text())
     given = set(re.findall(r"^([A-Z_]+)=", (DEPLOY / ".env.example").read_text(), re.MULTILINE))
