@@ -66,4 +66,7 @@ class Recorder:
     async def close(self) -> None:
         """After the last request has ended."""
         for sink in self.sinks:
-            await sink.close()
+            try:
+                await sink.close()
+            except Exception:  # noqa: BLE001 - there are other sinks
+                _log.exception("usage_sink_failed", sink=sink.name)

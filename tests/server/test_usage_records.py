@@ -20,6 +20,7 @@ class ListSink:
 
     def __init__(self) -> None:
         self.records: list[UsageRecord] = []
+        self.is_closed = False
 
     def put(self, record: UsageRecord, /) -> None:
         self.records.append(record)
@@ -28,7 +29,7 @@ class ListSink:
         pass
 
     async def close(self) -> None:
-        pass
+        self.is_closed = True
 
 
 class BrokenSink(ListSink):
@@ -37,6 +38,9 @@ class BrokenSink(ListSink):
     name = "broken"
 
     def put(self, record: UsageRecord, /) -> None:
+        raise RuntimeError("a bug")
+
+    async def close(self) -> None:
         raise RuntimeError("a bug")
 
 
@@ -173,6 +177,19 @@ def test_a_stop_leaves_the_records_of_what_ran() -> None:
     (record,) = kept.records
     assert record.status == 503
     assert record.completion_tokens > 0
+
+
+@pytest.mark.parametrize("step", ["reload.Reloader.stop", "discovery.Registration.close"])
+def test_sinks_are_closed_whatever_fails_at_the_end(step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(f"nexa_runtime.server.{step}", fail)
+    kept = ListSink()
+    with LiveServer(free_settings(NEXA_ETCD_URL="http://127.0.0.1:1", NEXA_PUBLIC_URL="http://here")) as live:
+        live.app.recorder.sinks = (BrokenSink(), kept)
+    assert kept.is_closed
+    assert not live.app.dispatcher.is_running
 
 
 def test_usage_and_admission_agree(live: LiveServer, sink: ListSink) -> None:
