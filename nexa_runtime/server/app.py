@@ -196,10 +196,11 @@ class App(Starlette):
                 ends.callback(asyncio.create_task(work).cancel)
             self.reloader.start()
             ends.callback(self.reloader.stop)
+            services = self._services
             await ends.enter_async_context(
-                metrics_port(self.metrics, self._services.gate, self._metrics_listener)
+                metrics_port(self.metrics, services.gate, self._metrics_listener, services.settings)
             )
-            yield {"services": self._services}
+            yield {"services": services}
 
     def drain(self) -> None:
         """Take nothing new. Requests go on; pulls end, for what came is kept."""
