@@ -263,6 +263,7 @@ def test_a_server_without_keys_refuses_to_be_reachable() -> None:
         ({"DEFAULT_TENANT_ID": "Not An Id"}, "DEFAULT_TENANT_ID"),
         ({"NEXA_PUBLIC_PREFIXES_FILE": "/none/prefixes.yaml"}, "/none/prefixes.yaml"),
         ({"NEXA_REQUEST_LOG": "/none/requests.jsonl"}, "/none/requests.jsonl"),
+        ({"NEXA_USAGE_DSN": "nothing", "NEXA_MODEL_ID": "/none/loaded-later.gguf"}, "NEXA_USAGE_DSN"),
     ],
 )
 def test_other_settings_that_cannot_be_are_one_sentence(env: dict[str, str], words: str) -> None:
