@@ -9,8 +9,8 @@ connection, so that clients find the usual error and a supervisor still finds ``
 connections may be in that state; what comes then is told at once, and may not read it if it talks first.
 
 Deliberate: whether a client takes its answer is seen by what lies unsent on its connection, whoever wrote it.
-Nothing more is written while that is over asyncio's 64 KiB, so a slow reader holds no more than that, or than
-one whole body.
+Nothing more is written while that is over asyncio's 64 KiB (512 KiB with TLS), so a slow reader holds no more
+than that, or than one whole body.
 """
 
 import asyncio
