@@ -140,6 +140,14 @@ def test_the_shape_of_a_step_is_told_while_it_is_computed(
     assert engine.step_shape is None
 
 
+def test_the_end_waits_for_the_engine_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits = []
+    with LiveServer(free_settings()) as live:
+        stop = live.app.dispatcher.engine.stop
+        monkeypatch.setattr(live.app.dispatcher.engine, "stop", lambda: waits.append(stop()))
+    assert waits == [True]
+
+
 def test_a_server_without_the_limit_watches_nothing(make_server: Make) -> None:
     server = make_server(NEXA_STEP_LIMIT_S=0)
     assert server.chat("Hello", max_tokens=1).status_code == 200

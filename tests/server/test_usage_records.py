@@ -2,11 +2,14 @@
 
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
 import pytest
 
+from nexa_runtime.engine.sequence import StepPlan, StepResult
+from nexa_runtime.serving.loaded import LoadedModel
 from nexa_runtime.usage import UsageRecord
 from tests.support import LiveServer, free_settings, wait_until
 
@@ -177,6 +180,42 @@ def test_a_stop_leaves_the_records_of_what_ran() -> None:
     (record,) = kept.records
     assert record.status == 503
     assert record.completion_tokens > 0
+
+
+def test_a_request_whose_step_hangs_at_the_end_leaves_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, kept, statuses = threading.Event(), ListSink(), list[int]()
+
+    def hold(loaded: LoadedModel) -> None:
+        assert loaded.engine.generation is not None
+        runner = loaded.engine.generation.runner
+        execute = runner.execute
+
+        def wait(plan: StepPlan) -> StepResult:
+            gate.wait()
+            return execute(plan)
+
+        runner.execute = wait  # type: ignore[method-assign]
+
+    live = LiveServer(free_settings(NEXA_STEP_LIMIT_S=0), hold)
+    live.app.recorder.sinks = (kept,)
+    engine, pool = live.app.dispatcher.engine, live.app.dispatcher.pool
+    stop, close = engine.stop, pool.close
+
+    async def close_at_last() -> None:
+        statuses.extend(one.status for one in kept.records)
+        gate.set()
+        stop()
+        await close()
+
+    monkeypatch.setattr(engine, "stop", lambda: False)
+    monkeypatch.setattr(pool, "close", close_at_last)
+    with ThreadPoolExecutor() as threads:
+        asked = threads.submit(live.chat, "Hello")
+        assert wait_until(lambda: engine.step_shape is not None)
+        live.stop()
+        asked.exception()
+    assert statuses == [503]
+    assert len(kept.records) == 1
 
 
 @pytest.mark.parametrize("step", ["reload.Reloader.stop", "discovery.Registration.close"])
