@@ -168,6 +168,17 @@ def test_a_client_that_asks_first_is_told_to_go_on_or_not(hasty: LiveServer) -> 
         assert rest(client).startswith(b"HTTP/1.1 413 ")
 
 
+def test_who_still_sends_a_body_when_the_server_ends_is_told(make_server: Any) -> None:
+    server = make_server()
+    with connection(server) as client:
+        client.sendall(with_length(100, b"{"))
+        assert wait_until(lambda: bool(server._server.server_state.tasks))
+        server.stop()
+        told = rest(client)
+    assert told.startswith(b"HTTP/1.1 503 ")
+    assert b'"code":"server_shutting_down"' in told
+
+
 # Connections.
 
 
