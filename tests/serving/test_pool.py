@@ -102,7 +102,7 @@ def test_models_of_the_store_are_loaded_when_they_are_asked_for(
 
 
 def test_all_models_run_at_once_on_one_engine(make_server: Make, store: Path, tmp_path: Path) -> None:
-    server = make_server(**settings_for(store, tmp_path))
+    server = make_server(**settings_for(store, tmp_path, NEXA_MAX_QUEUE=24))
 
     async def run() -> Counter[str]:
         async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:

@@ -2,7 +2,6 @@
 
 import json
 import re
-import time
 from datetime import date, timedelta
 
 import pytest
@@ -159,12 +158,10 @@ def test_a_schema_that_is_many() -> None:
             "$defs": definitions,
         }
         tool = Tool("put", None, parameters)
-        started = time.monotonic()
         for kind in (Qwen3Coder, Pythonic, Gemma4):
-            kind({}).grammar([tool], is_forced=True, is_parallel=False)
+            assert len(kind({}).grammar([tool], is_forced=True, is_parallel=False)) < 1_000_000
         call = "<tool_call><function=put><parameter=p1>x</parameter></function>" * 50
         assert len(run(Qwen3Coder({}), [call], tools=[tool]).calls) == 50
-        assert time.monotonic() - started < 1
 
 
 @pytest.mark.parametrize("kind", [Qwen3Coder, Glm, Pythonic, Gemma4])
