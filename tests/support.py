@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -32,6 +33,12 @@ NEAR_TIE = 0.05
 def free_settings(**overrides: object) -> Settings:
     """The default settings on any free port; at the end requests are cut at once."""
     return load_settings({"NEXA_PORT": 0, "NEXA_DRAIN_S": 0, **overrides})
+
+
+def free_port() -> int:
+    """A port that nobody listens on at this moment."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float = 20.0) -> bool:

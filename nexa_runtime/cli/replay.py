@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Self
 
+from nexa_runtime import exit_codes
 from nexa_runtime.cli import output as words
 from nexa_runtime.cli.replay_answer import Answer
 from nexa_runtime.cli.replay_log import RequestFile, read_requests
@@ -22,7 +23,6 @@ from nexa_runtime.config import Settings
 from nexa_runtime.errors import UsageError
 from nexa_runtime.usage.log_line import LoggedRequest
 
-_INTERRUPTED = 130
 _SHARES = {"p50": 0.5, "p95": 0.95}
 
 
@@ -91,7 +91,7 @@ def replay(
     }
     output.result(document, _table(then, now))
     if is_interrupted:
-        sys.exit(_INTERRUPTED)
+        sys.exit(exit_codes.INTERRUPTED)
 
 
 def _announce(file: RequestFile, output: words.Output, url: str, speed: float) -> None:

@@ -25,6 +25,7 @@ from nexa_runtime.serving.loaded import LoadedModel
 from nexa_runtime.serving.pool import ModelPool
 from nexa_runtime.telemetry import log_crashes, stderr_behind
 from nexa_runtime.tenancy.setup import open_tenancy
+from nexa_runtime.usage.database import open_table
 from nexa_runtime.usage.request_log import check_request_log
 
 _GPU_SWITCH_INTERVAL_S = 2e-4
@@ -48,6 +49,7 @@ def serve(settings: Settings) -> None:
     if settings.discovery.etcd_url is not None:
         base_url(settings.server, settings.discovery)
     check_request_log(settings.usage)
+    open_table(settings.usage_database)
     tenancy = open_tenancy(settings.tenancy, settings.vault)
     _allow_descriptors(settings.server.max_connections)
     with (

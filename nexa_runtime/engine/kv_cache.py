@@ -300,15 +300,20 @@ class KvCache:
         counts = np.bincount(np.concatenate(cells), minlength=self.num_cells)
         return int(((counts > 0) & (counts == self._num_holders)).sum())
 
-    def tenant_cells(self, *, residents_only: bool = False) -> dict[str, float]:
+    def tenant_cells(self) -> dict[str, float]:
         """Cells by tenant; one that n ids hold counts 1/n for each."""
+        return self.held_and_idle()[0]
+
+    def held_and_idle(self) -> tuple[dict[str, float], dict[str, float]]:
+        """``tenant_cells``, and those of residents alone: every cell is looked at, so this is done once."""
         held: dict[str, float] = {}
+        idle: dict[str, float] = {}
         for holding in self._holdings.values():
-            if residents_only and not holding.is_resident:
-                continue
-            tenant_id = holding.sequence.share.tenant_id
-            held[tenant_id] = held.get(tenant_id, 0.0) + self._num_held(holding)
-        return held
+            tenant_id, num_held = holding.sequence.share.tenant_id, self._num_held(holding)
+            held[tenant_id] = held.get(tenant_id, 0.0) + num_held
+            if holding.is_resident:
+                idle[tenant_id] = idle.get(tenant_id, 0.0) + num_held
+        return held, idle
 
     def _num_held(self, holding: Holding) -> float:
         return float((1.0 / self._num_holders[holding.cells[: holding.num_cells]]).sum())

@@ -237,7 +237,7 @@ class Scheduler:
         new: Counter[str] = Counter()
         for one in self._slots.running:
             new[one.share.tenant_id] += one.num_new
-        cells, idle = self._kv.tenant_cells(), self._kv.tenant_cells(residents_only=True)
+        cells, idle = self._kv.held_and_idle()
         paid = self._accounts.virtual_times()
         return {
             name: TenantCounts(

@@ -7,7 +7,7 @@ in a ``lifecycle.Server``; tests do the same.
 import asyncio
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -173,33 +173,34 @@ class App(Starlette):
 
     @asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[State]:
-        directory = self._tenancy.directory
-        directory.on_change(self.dispatcher.update_tenant)
-        self.recorder.start()
-        self.dispatcher.start()
-        self._watchdog.start(self.dispatcher.engine)
-        if self._registration is not None:
-            self._registration.start()
-        self.reloader.start()
-        tasks = [
-            asyncio.create_task(directory.wait_answered(self._tenancy.default_id or _PROBE_ID)),
-            asyncio.create_task(self._watch_limits()),
-            asyncio.create_task(self.metrics.watch_loop()),
-        ]
-        try:
-            async with metrics_port(self.metrics, self._services.gate, self._metrics_listener):
-                yield {"services": self._services}
-        finally:
-            self.reloader.stop()
-            for task in tasks:
-                task.cancel()
+        """What starts last ends first, each whatever became of the others: sinks after the last request."""
+        directory, dispatcher = self._tenancy.directory, self.dispatcher
+        directory.on_change(dispatcher.update_tenant)
+        async with AsyncExitStack() as ends:
+            ends.callback(self._watchdog.stop)
+            ends.push_async_callback(directory.close)
+            ends.push_async_callback(self.recorder.close)
+            self.recorder.start()
+            ends.push_async_callback(dispatcher.close)
+            ends.push_async_callback(dispatcher.stop)
+            dispatcher.start()
+            self._watchdog.start(dispatcher.engine)
             if self._registration is not None:
-                await self._registration.close()
-            await self.dispatcher.stop()
-            await self.dispatcher.close()
-            await self.recorder.close()
-            await directory.close()
-            self._watchdog.stop()
+                ends.push_async_callback(self._registration.close)
+                self._registration.start()
+            for work in (
+                directory.wait_answered(self._tenancy.default_id or _PROBE_ID),
+                self._watch_limits(),
+                self.metrics.watch_loop(),
+            ):
+                ends.callback(asyncio.create_task(work).cancel)
+            self.reloader.start()
+            ends.callback(self.reloader.stop)
+            services = self._services
+            await ends.enter_async_context(
+                metrics_port(self.metrics, services.gate, self._metrics_listener, services.settings)
+            )
+            yield {"services": services}
 
     def drain(self) -> None:
         """Take nothing new. Requests go on; pulls end, for what came is kept."""

@@ -9,8 +9,8 @@ connection, so that clients find the usual error and a supervisor still finds ``
 connections may be in that state; what comes then is told at once, and may not read it if it talks first.
 
 Deliberate: whether a client takes its answer is seen by what lies unsent on its connection, whoever wrote it.
-Nothing more is written while that is over asyncio's 64 KiB, so a slow reader holds no more than that, or than
-one whole body.
+Nothing more is written while that is over asyncio's 64 KiB (512 KiB with TLS), so a slow reader holds no more
+than that, or than one whole body.
 """
 
 import asyncio
@@ -108,11 +108,14 @@ class EdgeMiddleware:
             await self._app(scope, receive, send_last if is_last else send)
 
 
-def edge_protocol(settings: ServerSettings) -> type[asyncio.Protocol]:
-    """The class that uvicorn makes one of for each connection."""
+def edge_protocol(settings: ServerSettings, on_refusal: Callable[[str], None]) -> type[asyncio.Protocol]:
+    """The class that uvicorn makes one of for each connection. ``on_refusal`` gets the code of each error
+    that is answered without a request.
+    """
 
     class Configured(EdgeProtocol):
         edge = settings
+        note_refusal = staticmethod(on_refusal)
 
     return Configured
 
@@ -121,6 +124,7 @@ class EdgeProtocol(H11Protocol):
     """A connection with deadlines."""
 
     edge: ServerSettings
+    note_refusal: Callable[[str], None]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -219,6 +223,7 @@ class EdgeProtocol(H11Protocol):
     def _refuse(self, error: NexaError) -> None:
         """Answer without a request, as far as an answer is still possible, and end the connection."""
         if not self.transport.is_closing() and not (self._is_answering and self.cycle.response_started):
+            self.note_refusal(error.code)
             response = error_response(error, {"path": "", "state": {}})
             phrase = http.HTTPStatus(response.status_code).phrase
             head = [

@@ -51,7 +51,7 @@ class Server(uvicorn.Server):
                 app,
                 host=settings.host,
                 port=settings.port,
-                http=edge_protocol(settings),
+                http=edge_protocol(settings, app.metrics.note_refusal),
                 ws="none",
                 log_config=None,
                 access_log=False,

@@ -2,7 +2,7 @@
 
 Owns the counts of requests and of the event loop's lag, and that a scrape holds up nobody: values are read on
 the event loop, written in a worker thread, one scrape at a time. ``routes/metrics`` and ``metrics_port``
-answer with it, ``middleware`` tells it of each answer.
+answer with it, ``middleware`` and ``edge`` tell it of each answer.
 """
 
 import asyncio
@@ -56,6 +56,10 @@ class Metrics:
             self.counts.put_error(code, tenant_id)
         if not state.get("is_admitted"):
             self.counts.put_other(_endpoint(scope), status or 499, tenant_id)
+
+    def note_refusal(self, code: str) -> None:
+        """Count an error that was answered to what never became a request."""
+        self.counts.put_error(code, None)
 
     async def watch_loop(self) -> None:
         """Look how late the event loop is, for ever."""

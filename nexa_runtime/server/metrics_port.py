@@ -17,8 +17,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from nexa_runtime.config import ServerSettings
 from nexa_runtime.errors import NexaError
 from nexa_runtime.server.auth import Gate
+from nexa_runtime.server.edge import edge_protocol
 from nexa_runtime.server.errors import on_http_error, on_nexa_error
 from nexa_runtime.server.metrics import Metrics
 from nexa_runtime.server.middleware import RequestMiddleware
@@ -40,8 +42,12 @@ class _Server(uvicorn.Server):
 
 
 @asynccontextmanager
-async def metrics_port(metrics: Metrics, gate: Gate, listener: socket.socket | None) -> AsyncIterator[None]:
-    """While inside, ``listener`` answers, if there is one. ``gate``: where clients may come from."""
+async def metrics_port(
+    metrics: Metrics, gate: Gate, listener: socket.socket | None, settings: ServerSettings
+) -> AsyncIterator[None]:
+    """While inside, ``listener`` answers, if there is one. ``gate``: where clients may come from;
+    ``settings``: what each of their connections may cost, as on the other port.
+    """
     if listener is None:
         yield
         return
@@ -59,6 +65,7 @@ async def metrics_port(metrics: Metrics, gate: Gate, listener: socket.socket | N
     server = _Server(
         uvicorn.Config(
             app,
+            http=edge_protocol(settings, metrics.note_refusal),
             log_config=None,
             access_log=False,
             server_header=False,

@@ -5,6 +5,7 @@ knows the tenant; so are ``key_id``, ``model`` (as the client named it) and ``er
 Whoever counts requests is told when one has been answered.
 """
 
+import asyncio
 import re
 import time
 import uuid
@@ -13,6 +14,7 @@ from collections.abc import Callable
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from nexa_runtime.errors import ShuttingDownError
 from nexa_runtime.server.errors import error_response, is_anthropic
 from nexa_runtime.telemetry import bind_request, get_logger
 
@@ -64,6 +66,10 @@ class RequestMiddleware:
                 if status:
                     raise
                 await error_response(error, scope)(scope, receive, send_with_id)
+            except asyncio.CancelledError:  # the server ends, and uvicorn waits no longer
+                if status:
+                    raise
+                await error_response(ShuttingDownError(), scope)(scope, receive, send_with_id)
             finally:
                 self._on_end(scope, status)
                 log = _log.debug if scope["path"] in _QUIET_PATHS else _log.info

@@ -15,7 +15,7 @@ from nexa_runtime.serving.pool import ModelPool
 from nexa_runtime.telemetry.metrics import catalogue
 from nexa_runtime.telemetry.metrics.labels import TenantLabels
 from nexa_runtime.telemetry.metrics.reading import Reading
-from nexa_runtime.tenancy.directory import SourceHealth
+from nexa_runtime.tenancy.source_health import SourceHealth
 from nexa_runtime.usage import Sink
 
 

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Callable
 from itertools import count
 from typing import TypeVar
+from weakref import WeakSet
 
 import anyio
 
@@ -17,7 +18,7 @@ from nexa_runtime.engine.engine import Engine
 from nexa_runtime.engine.generation_lane import Delta, GenerationRequest
 from nexa_runtime.engine.model_engine import News
 from nexa_runtime.engine.sequence import TenantShare, Tokens
-from nexa_runtime.errors import DrainingError, ModelNotAllowedError, ModelNotFoundError
+from nexa_runtime.errors import DrainingError, ModelNotAllowedError, ModelNotFoundError, ShuttingDownError
 from nexa_runtime.llama import SamplingParams
 from nexa_runtime.serving.call import Call
 from nexa_runtime.serving.library import ModelSource
@@ -70,10 +71,13 @@ class Dispatcher:
         self._engine: Engine | None = None
         self._keys = count(1)
         self._receivers: dict[int, Callable[[News], None]] = {}
+        self._requests: WeakSet[OpenRequest] = WeakSet()
+        """Those that are not settled, and some that are."""
         self._unready: set[int] = set()
         """Keys of public prefixes that are still computed."""
         self.is_draining = False
         """Whether what was admitted is finished, and nothing new is."""
+        self._has_stopped = False
         self._threads = anyio.CapacityLimiter(_NUM_PROMPT_THREADS)
         self._compile_threads = anyio.CapacityLimiter(_NUM_COMPILE_THREADS)
         self._compile_turns = Turns()
@@ -117,17 +121,24 @@ class Dispatcher:
         self.is_draining = True
 
     async def stop(self) -> None:
-        """End every request with ``ShuttingDownError`` and take no more. A second call does nothing."""
+        """End every request with ``ShuttingDownError`` and take no more. A second call does nothing, also
+        where a step hangs.
+        """
         self.drain()
         self.pool.stop()
-        if self._engine is not None:
+        if self._engine is not None and not self._has_stopped:
+            self._has_stopped = True
             await run_to_end(self._engine.stop)
 
     async def close(self) -> None:
-        """After ``stop``: free the models, once no request and no worker thread uses them any more."""
+        """After ``stop``: free the models, once no request and no worker thread uses them any more. A request
+        that has not ended by then, as one whose step hangs, leaves its record all the same.
+        """
         with anyio.move_on_after(_CLOSE_S):
             while self.num_open:  # noqa: ASYNC110 - only here does anybody wait for it
                 await anyio.sleep(_POLL_S)
+        for request in list(self._requests):
+            request.settle(error=ShuttingDownError())
         for limiter in (self._threads, self._compile_threads):
             for _ in range(int(limiter.total_tokens)):
                 await limiter.acquire_on_behalf_of(object())
@@ -144,7 +155,9 @@ class Dispatcher:
         ticket = self.admission.admit(tenant, slots=self._slots, count=count)
         call.on_admitted()
         name = model_name or tenant.limits.model_id or self.pool.library.default_name
-        return OpenRequest(call, name, ticket, self._recorder, self._status_of)
+        request = OpenRequest(call, name, ticket, self._recorder, self._status_of)
+        self._requests.add(request)
+        return request
 
     async def lease(self, request: OpenRequest, name: str | None, kind: Kind | None) -> ModelLease:
         """The model that a request gets: the client's, the tenant's, or the default. ``kind``: None for any.

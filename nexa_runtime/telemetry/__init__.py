@@ -1,4 +1,4 @@
-"""What the process says about itself: structured logs (metrics arrive with operations)."""
+"""What the process says about itself: structured logs, from here; ``metrics`` has its numbers."""
 
 from nexa_runtime.telemetry.behind import flush_stderr, stderr_behind
 from nexa_runtime.telemetry.logging import (

@@ -34,7 +34,8 @@ _USER = re.compile(r"(?<=://)(?:[^\s/?#@:]{1,128}|[^\s/?#@:]{0,128}:[^\s\"'<>]{0
 _AFTER = re.compile(
     r"((?:bearer|basic)\s+)[A-Za-z0-9._~+/=:-]{4,}"
     rf"|((?:authorization|cookie)[\"'\\]*\s*[:=]\s*)[^\r\n\"'\\]+"
-    rf"|({_NAME}[\"'\\]*\s*[:=]\s*)(?:\\*\"[^\"]*\"|\\*'[^']*'|[^\s,;&\"']+)",
+    rf"|({_NAME}[\"'\\]*\s*[:=]\s*)(?:\\*\"[^\"]*\"|\\*'[^']*'|[^\s,;&\"']+)"
+    rf"|({_NAME}[\"']\s*,\s*b?)(?:\"[^\"]*\"|'[^']*')",  # as Python writes a header of ASGI's
     re.IGNORECASE,
 )
 """Secrets that follow a word: the word stays."""
@@ -85,4 +86,4 @@ _redact_short = lru_cache(maxsize=4096)(_redact)
 
 
 def _keep_word(match: re.Match[str]) -> str:
-    return f"{match[1] or match[2] or match[3]}{REDACTED}"
+    return f"{match[1] or match[2] or match[3] or match[4]}{REDACTED}"

@@ -28,6 +28,7 @@ from nexa_runtime.errors import (
 )
 from nexa_runtime.telemetry import get_logger
 from nexa_runtime.tenancy.source import LimitsSource, Secret
+from nexa_runtime.tenancy.source_health import SourceHealth, SourceWatch
 from nexa_runtime.tenancy.tenant import Limits, Tenant, parse_limits
 
 STALE_S = 15 * 60.0
@@ -91,18 +92,6 @@ class _Entry:
     era: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class SourceHealth:
-    """How the source does. ``is_up``: whether it has answered the last question. ``age_s``: since its last
-    answer; None before the first. ``num_errors``: questions without one.
-    """
-
-    name: str
-    is_up: bool
-    age_s: float | None
-    num_errors: int
-
-
 class _Bucket:
     """``MAX_NEW_BURST`` tokens, and ``MAX_NEW_PER_S`` more each second."""
 
@@ -138,9 +127,7 @@ class TenantDirectory:
         """Apart, so that whoever guesses keys does not keep new tenants out."""
         self._eras = count(1)
         self._listeners: list[Callable[[Tenant], None]] = []
-        self._is_up = False
-        self._answered_at: float | None = None
-        self._num_errors = 0
+        self._watch = SourceWatch()
 
     @property
     def has_answered(self) -> bool:
@@ -150,10 +137,7 @@ class TenantDirectory:
     @property
     def health(self) -> SourceHealth | None:
         """How the source does; None without one."""
-        if self._source is None:
-            return None
-        age_s = None if self._answered_at is None else self._clock() - self._answered_at
-        return SourceHealth(self._source.name, self._is_up, age_s, self._num_errors)
+        return None if self._source is None else self._watch.health(self._source.name, self._clock())
 
     def on_change(self, listener: Callable[[Tenant], None]) -> None:
         """``listener`` is called, on the event loop, with each new version of a tenant."""
@@ -276,7 +260,7 @@ class TenantDirectory:
             _log.exception("source_crashed", tenant=tenant_id)
             self._note_failure(tenant_id, type(error).__name__)
         else:
-            self._is_up, self._answered_at = True, self._clock()
+            self._watch.note_answer(self._clock())
             if secret is None:
                 self._forget(tenant_id)
             else:
@@ -300,8 +284,7 @@ class TenantDirectory:
         return await run_sync(work, limiter=self._unlimited, abandon_on_cancel=True)
 
     def _note_failure(self, tenant_id: str, reason: str) -> None:
-        self._is_up = False
-        self._num_errors += 1
+        self._watch.note_failure()
         entry = self._entries.get(tenant_id)
         if entry is None:
             entry = self._entries[tenant_id] = _Entry()

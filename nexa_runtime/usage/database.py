@@ -18,7 +18,7 @@ from nexa_runtime.config import UsageDatabaseSettings
 from nexa_runtime.errors import ConfigError
 from nexa_runtime.telemetry import get_logger
 from nexa_runtime.usage.delivery import Delivery
-from nexa_runtime.usage.record import UsageRecord
+from nexa_runtime.usage.record import RecordWithBody, UsageRecord
 from nexa_runtime.usage.spool import Spool
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class DatabaseSink:
                 _log.warning("usage_records_dropped", reason="The disk takes too long.", backlog=self.backlog)
             self._num_refused += 1
             return
-        self._taken.append(record)
+        self._taken.append(record.without_body() if isinstance(record, RecordWithBody) else record)
         self._news.set()
 
     def start(self) -> None:

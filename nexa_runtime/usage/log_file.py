@@ -10,6 +10,7 @@ file that has the path's name is looked for before each write: someone may have 
 import os
 import stat
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -52,7 +53,8 @@ class LogFile:
         """The next ``write`` opens it anew."""
         if self._descriptor is not None:
             descriptor, self._descriptor = self._descriptor, None
-            os.close(descriptor)
+            with suppress(OSError):  # a disk behind a network may say again that it is full
+                os.close(descriptor)
 
     def _open_for(self, line: bytes) -> tuple[int, int]:
         """The descriptor of a file that takes ``line``, and how many bytes it may still grow by."""

@@ -18,9 +18,9 @@ class UsageRecord:
     HTTP status, or the one that it would have had if the answer had not been on its way already; 499 for a
     client that left. ``finish_reason``: of the first choice; None where no answer was finished.
 
-    ``cached_tokens`` are some of ``prompt_tokens``. ``queue_ms``: until a slot was free; ``ttft_ms``: until
-    the first text; both from the moment it was admitted, None where it did not come so far.
-    ``created_at``: that moment, in UTC.
+    ``cached_tokens`` are some of ``prompt_tokens``. ``queue_ms``: how long its sequences waited for a slot;
+    ``ttft_ms``: from its admission until the first text; None where it did not come so far. ``created_at``:
+    when it was admitted, in UTC.
     """
 
     id: str

@@ -4,6 +4,7 @@ Owns the list of sinks, and that one which fails harms no request and no other s
 takes long is a sink's own thread. ``serving`` records; ``server`` starts and closes it with the application.
 """
 
+import asyncio
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -64,6 +65,12 @@ class Recorder:
                 _log.exception("usage_sink_failed", sink=sink.name)
 
     async def close(self) -> None:
-        """After the last request has ended."""
-        for sink in self.sinks:
-            await sink.close()
+        """After the last request has ended: all sinks at once, for each may take some seconds."""
+        await asyncio.gather(*map(_close, self.sinks))
+
+
+async def _close(sink: Sink) -> None:
+    try:
+        await sink.close()
+    except Exception:  # noqa: BLE001 - there are other sinks
+        _log.exception("usage_sink_failed", sink=sink.name)

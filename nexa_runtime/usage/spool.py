@@ -210,7 +210,8 @@ class Spool:
         segment, self._open = self._open, None
         if segment is None or segment.path is None:
             return
-        os.close(self._descriptor)
+        with suppress(OSError):  # what was to be kept is synced
+            os.close(self._descriptor)
         if segment.num_records:
             self._sealed.append(segment)
         else:

@@ -170,6 +170,8 @@ async def _read_slowly(slow: socket.socket, seconds: float) -> tuple[int, bool]:
         try:
             async with asyncio.timeout(30):
                 part = await loop.sock_recv(slow, 1)
+        except TimeoutError:
+            return num_read, False
         except OSError:
             return num_read, True
         if not part:

@@ -9,12 +9,10 @@ import json
 import signal
 import socket
 
+from nexa_runtime.exit_codes import CUT_SHORT, DONE, TERMINATED
 from nexa_runtime.serving.library import DEMO_PATH
 from scripts.bench.answers import problem_of_refusal
 from scripts.bench.child import CHAT, ENDLESS, Child, Stream, chat, expect, until
-
-DONE, CUT_SHORT, TERMINATED = 0, 8, 143
-"""Exit codes; the README has all of them."""
 
 
 async def sigterm_idle(child: Child) -> str:

@@ -4,7 +4,6 @@ import hashlib
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -18,7 +17,7 @@ import pytest
 
 import nexa_runtime
 from nexa_runtime.server.app import bind
-from tests.support import free_settings, wait_until
+from tests.support import free_port, free_settings, wait_until
 
 NEXA = Path(sys.executable).with_name("nexa-runtime")
 
@@ -143,8 +142,7 @@ def test_a_wrong_flag_is_a_usage_error() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_serve_greets_answers_and_ends_on_a_signal(number: signal.Signals) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     url = f"http://127.0.0.1:{port}"
 
     def is_up() -> bool:
@@ -177,8 +175,7 @@ def test_ctrl_c_while_the_model_loads_ends_quietly(tmp_path: Path) -> None:
 
 
 def test_a_log_that_nobody_reads_stops_nothing() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     url = f"http://127.0.0.1:{port}"
     reader, writer = os.pipe()
     with subprocess.Popen([NEXA, "serve", "--port", str(port)], stderr=writer) as process:
@@ -272,6 +269,7 @@ def test_a_server_without_keys_refuses_to_be_reachable() -> None:
         ({"DEFAULT_TENANT_ID": "Not An Id"}, "DEFAULT_TENANT_ID"),
         ({"NEXA_PUBLIC_PREFIXES_FILE": "/none/prefixes.yaml"}, "/none/prefixes.yaml"),
         ({"NEXA_REQUEST_LOG": "/none/requests.jsonl"}, "/none/requests.jsonl"),
+        ({"NEXA_USAGE_DSN": "nothing", "NEXA_MODEL_ID": "/none/loaded-later.gguf"}, "NEXA_USAGE_DSN"),
     ],
 )
 def test_other_settings_that_cannot_be_are_one_sentence(env: dict[str, str], words: str) -> None:

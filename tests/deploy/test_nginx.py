@@ -1,7 +1,6 @@
 """The nginx site in front of a real server: it is valid, and passes streams on as they come."""
 
 import shutil
-import socket
 import ssl
 import subprocess
 from collections.abc import Iterator
@@ -10,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.support import EventStream, LiveServer, wait_until
+from tests.support import EventStream, LiveServer, free_port, wait_until
 
 SITE = Path(__file__).parents[2] / "scripts" / "deploy" / "nginx.conf"
 NGINX = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin:/opt/homebrew/bin")
@@ -19,12 +18,6 @@ OPENSSL = shutil.which("openssl")
 pytestmark = pytest.mark.skipif(
     NGINX is None or OPENSSL is None, reason="there is no nginx, or no openssl, here"
 )
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 @pytest.fixture(scope="module")

@@ -140,8 +140,9 @@ def test_shared_cells_count_once() -> None:
     run(cache, first)
     second = make(2, [*prefix, 200, 201], tenant="a")
     run(cache, second)
-    assert cache.tenant_cells() == {"a": 23.0}
+    assert cache.held_and_idle() == ({"a": 23.0}, {})
     end(cache, first)
+    assert cache.held_and_idle() == ({"a": 23.0}, {"a": 11.0})
     (holding,) = cache.evictable(TenantShare("a"))
     assert cache.num_reclaimable([holding]) == 1
     end(cache, second)

@@ -1,27 +1,34 @@
 """A server as a process of its own, for what only a process can show: signals, exit codes, limits."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import httpx
 
-NEXA = Path(sys.executable).with_name("nexa-runtime")
+from tests.support import wait_until
+
+_ROOT = Path(__file__).parents[2]
+_COMMAND = (str(Path(sys.executable).with_name("nexa-runtime")), "serve")
+FAULTY = (sys.executable, "-m", "tests.server.faulty", "serve")
+"""The same, and ``faulty`` does to it what its variables say."""
 
 
 class Child:
     """``nexa-runtime serve`` on any free port, with ``settings`` of its own; killed if a test leaves it."""
 
-    def __init__(self, **settings: object) -> None:
+    def __init__(self, command: Sequence[str] = _COMMAND, /, **settings: object) -> None:
         env = os.environ | {"NEXA_PORT": "0"} | {name: str(value) for name, value in settings.items()}
         self._talk: list[str] = []
         self._greeted = threading.Event()
-        self.process = subprocess.Popen([NEXA, "serve"], env=env, stderr=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(command, env=env, cwd=_ROOT, stderr=subprocess.PIPE, text=True)
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
 
@@ -39,6 +46,16 @@ class Child:
     def talk(self) -> str:
         """All that it has said on stderr."""
         return "".join(self._talk)
+
+    def said(self, event: str) -> list[dict[str, Any]]:
+        """Lines of the log with this event."""
+        lines = [json.loads(line) for line in self._talk if line.startswith("{")]
+        return [line for line in lines if line["event"] == event]
+
+    def wait_ready(self) -> None:
+        """Until requests are taken."""
+        with self.client() as client:
+            assert wait_until(lambda: client.get("/readyz").status_code == 200, 60), self.talk
 
     @property
     def url(self) -> str:

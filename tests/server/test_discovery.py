@@ -18,8 +18,8 @@ from nexa_runtime.config import load_settings
 from nexa_runtime.errors import ConfigError
 from nexa_runtime.server.discovery import PREFIX, base_url
 from nexa_runtime.server.etcd import parse_addresses
-from tests.server.faulty_child import child, free_port
-from tests.support import LiveServer, wait_until
+from tests.server.child import FAULTY, Child
+from tests.support import LiveServer, free_port, wait_until
 
 ETCD = shutil.which("etcd")
 NAME = "nexa-runtime"
@@ -168,21 +168,21 @@ def test_the_second_address_serves_and_a_user_logs_in(make_server: Make, etcd: E
     assert "s3cr" not in str(lines)
 
 
-def test_a_server_that_is_killed_is_gone_soon(tmp_path: Path, etcd: Etcd) -> None:
-    with child(tmp_path, **settings_for(etcd, TEST_LEASE_S="2")) as server:
+def test_a_server_that_is_killed_is_gone_soon(etcd: Etcd) -> None:
+    with Child(FAULTY, **settings_for(etcd, TEST_LEASE_S="2")) as server:
         server.wait_ready()
         assert wait_until(lambda: KEY in etcd.services())
-        server.process.send_signal(signal.SIGKILL)
-        server.process.wait()
+        server.send(signal.SIGKILL)
+        server.end()
     assert wait_until(lambda: not etcd.services())
 
 
-def test_sigterm_withdraws_before_the_process_ends(tmp_path: Path, etcd: Etcd) -> None:
-    with child(tmp_path, **settings_for(etcd)) as server:
+def test_sigterm_withdraws_before_the_process_ends(etcd: Etcd) -> None:
+    with Child(**settings_for(etcd)) as server:
         server.wait_ready()
         assert wait_until(lambda: KEY in etcd.services())
-        server.process.send_signal(signal.SIGTERM)
-        assert server.process.wait(30) == 0
+        server.send()
+        assert server.end() == 0
         assert not etcd.services()
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from nexa_runtime import exit_codes
 from tests.server.child import Child
-from tests.support import EventStream, wait_until
+from tests.support import EventStream, free_port, wait_until
 
 LONG: dict[str, Any] = {"ignore_eos": True, "max_tokens": 4000}
 FOREVER_S = 3600
@@ -108,8 +108,7 @@ def test_a_second_signal_ends_it_now() -> None:
 
 
 def test_a_server_that_loads_its_model_ends_at_once() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     with Child(NEXA_PORT=port) as child:
 
         def listens() -> bool:

@@ -79,6 +79,14 @@ def test_a_connection_that_says_nothing_is_closed(hasty: LiveServer) -> None:
         assert rest(client) == b""
 
 
+def test_the_metrics_port_waits_no_longer(make_server: Any) -> None:
+    server = make_server(NEXA_HEADER_TIMEOUT_S=0.3, NEXA_METRICS_PORT=0)
+    with socket.create_connection(server.metrics_listener.getsockname(), timeout=20) as client:
+        client.sendall(b"GET /metrics HTTP/1.1\r\nHost")
+        assert rest(client).startswith(b"HTTP/1.1 408 ")
+    assert 'reason="header_timeout"' in server.http.get("/metrics").text
+
+
 def test_half_a_second_head_is_told_and_closed(hasty: LiveServer) -> None:
     whole = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
     with connection(hasty) as client:
@@ -160,6 +168,17 @@ def test_a_client_that_asks_first_is_told_to_go_on_or_not(hasty: LiveServer) -> 
         assert rest(client).startswith(b"HTTP/1.1 413 ")
 
 
+def test_who_still_sends_a_body_when_the_server_ends_is_told(make_server: Any) -> None:
+    server = make_server()
+    with connection(server) as client:
+        client.sendall(with_length(100, b"{"))
+        assert wait_until(lambda: bool(server._server.server_state.tasks))
+        server.stop()
+        told = rest(client)
+    assert told.startswith(b"HTTP/1.1 503 ")
+    assert b'"code":"server_shutting_down"' in told
+
+
 # Connections.
 
 
@@ -186,6 +205,8 @@ def test_far_beyond_the_cap_nothing_is_read(make_server: Any, monkeypatch: pytes
         told = rest(third)
     assert told.startswith(b"HTTP/1.1 503 ")
     assert b'"code":"overloaded"' in told
+    assert wait_until(lambda: not server._server.server_state.connections)
+    assert 'nexa_refusals_total{reason="overloaded",tenant=""} 1.0' in server.http.get("/metrics").text
 
 
 def test_500_idle_connections_beside_a_request(make_server: Any) -> None:

@@ -13,7 +13,7 @@ from nexa_runtime.engine.sequence import StepPlan, StepResult
 from nexa_runtime.exit_codes import ENGINE_HUNG
 from nexa_runtime.llama import Context, EmbeddingContext
 from nexa_runtime.serving.loaded import LoadedModel
-from tests.server.faulty_child import child
+from tests.server.child import FAULTY, Child
 from tests.support import LiveServer, free_settings, wait_until
 
 Make = Callable[..., LiveServer]
@@ -81,13 +81,14 @@ def test_a_server_that_drains_is_not_ready(make_server: Make) -> None:
 
 def test_an_engine_that_hangs_ends_the_process_and_says_why(tmp_path: Path) -> None:
     hang = tmp_path / "hang"
-    with child(tmp_path, TEST_HANG_FILE=str(hang), NEXA_STEP_LIMIT_S="0.4") as server:
+    settings = {"TEST_HANG_FILE": hang, "NEXA_STEP_LIMIT_S": 0.4}
+    with Child(FAULTY, **settings) as server, server.client() as client:
         server.wait_ready()
         hang.touch()
         body = {"messages": [{"role": "user", "content": "Hello"}]}
         with pytest.raises(httpx.TransportError):
-            server.http.post("/v1/chat/completions", json=body)
-        assert server.process.wait(30) == ENGINE_HUNG
+            client.post("/v1/chat/completions", json=body)
+        assert server.end() == ENGINE_HUNG
     (last,) = server.said("given_up")
     assert (last["hung"], last["model"], last["lane"], last["exit_code"]) == (
         "engine", "demo", "generation", ENGINE_HUNG,
@@ -100,12 +101,13 @@ def test_an_engine_that_hangs_ends_the_process_and_says_why(tmp_path: Path) -> N
 
 def test_an_event_loop_that_is_blocked_ends_the_process_and_says_where(tmp_path: Path) -> None:
     block = tmp_path / "block"
-    with child(tmp_path, TEST_BLOCK_FILE=str(block), NEXA_STEP_LIMIT_S="0.4") as server:
+    settings = {"TEST_BLOCK_FILE": block, "NEXA_STEP_LIMIT_S": 0.4}
+    with Child(FAULTY, **settings) as server, server.client() as client:
         server.wait_ready()
         block.touch()
         with pytest.raises(httpx.TransportError):
-            server.http.get("/health")
-        assert server.process.wait(30) == ENGINE_HUNG
+            client.get("/health")
+        assert server.end() == ENGINE_HUNG
     (last,) = server.said("given_up")
     assert last["hung"] == "event loop"
     assert any("faulty.py" in call for call in last["stack"])
@@ -136,6 +138,14 @@ def test_the_shape_of_a_step_is_told_while_it_is_computed(
     ]
     assert wait_until(lambda: not engine.is_busy)
     assert engine.step_shape is None
+
+
+def test_the_end_waits_for_the_engine_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits = []
+    with LiveServer(free_settings()) as live:
+        stop = live.app.dispatcher.engine.stop
+        monkeypatch.setattr(live.app.dispatcher.engine, "stop", lambda: waits.append(stop()))
+    assert waits == [True]
 
 
 def test_a_server_without_the_limit_watches_nothing(make_server: Make) -> None:

@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from nexa_runtime.tenancy.keys import create_key, digest
-from tests.support import LiveServer, free_settings, wait_until
+from tests.support import LiveServer, free_port, free_settings, wait_until
 
 NEXA = Path(sys.executable).with_name("nexa-runtime")
 SERVICE_KEY, ADMIN_KEY, ACME_KEY = "service-key-1", "admin-key-1", create_key("acme")
@@ -159,8 +159,7 @@ def test_prompts_are_logged_where_the_tenant_allows_and_bounded(closed: LiveServ
 @contextmanager
 def serving(stderr: int | IO[bytes], **env: str) -> Iterator[tuple[subprocess.Popen[bytes], httpx.Client]]:
     """A server that answers, and what asks it."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     environment = os.environ | {"NEXA_PORT": str(port), **env}
     with subprocess.Popen(
         [NEXA, "serve"], env=environment, stdin=subprocess.DEVNULL, stderr=stderr

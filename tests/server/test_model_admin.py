@@ -4,7 +4,6 @@ import http.client
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -24,7 +23,7 @@ from nexa_runtime.store.store import ModelStore
 from nexa_runtime.tenancy.keys import create_key, digest
 from tests.hub_models import DEMO, SHA256, SIZE, assert_tidy, demo_hub, names_in
 from tests.hub_standin import HubStandin
-from tests.support import EventStream, LiveServer, free_settings, wait_until
+from tests.support import EventStream, LiveServer, free_port, free_settings, wait_until
 
 NEXA = Path(sys.executable).with_name("nexa-runtime")
 NOBODY = "http://127.0.0.1:9"
@@ -324,8 +323,7 @@ def test_a_server_that_stops_ends_its_pulls(
 def test_a_process_ends_while_its_pull_hangs_and_the_next_goes_on(
     server: LiveServer, store: ModelStore, hub: HubStandin
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     settings = settings_for(store, hub.url, NEXA_PORT=port)
     env = os.environ | {name: str(value) for name, value in settings.items()}
     hub.order("stall", where="/resolve/", at=4_000_000)

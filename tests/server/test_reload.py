@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ import yaml
 from nexa_runtime.store.importing import import_file
 from nexa_runtime.store.store import ModelStore
 from nexa_runtime.telemetry import is_debugging, set_level
-from tests.support import LiveServer, copy_model, free_settings, wait_until
+from tests.support import LiveServer, copy_model, free_port, free_settings, wait_until
 
 NEXA = Path(sys.executable).with_name("nexa-runtime")
 QUESTION = {"messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 4}
@@ -129,8 +128,7 @@ def test_a_file_that_is_no_good_changes_nothing_and_is_named(
 
 
 def test_a_server_in_a_terminal_reloads_on_the_signal_and_ends_with_the_terminal() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     ours, theirs = os.openpty()
     in_terminal = "import os, sys; os.login_tty(0); os.execv(sys.argv[1], sys.argv[1:])"
     command = [sys.executable, "-c", in_terminal, str(NEXA), "serve", "--port", str(port)]

@@ -2,11 +2,14 @@
 
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
 import pytest
 
+from nexa_runtime.engine.sequence import StepPlan, StepResult
+from nexa_runtime.serving.loaded import LoadedModel
 from nexa_runtime.usage import UsageRecord
 from tests.support import LiveServer, free_settings, wait_until
 
@@ -20,6 +23,7 @@ class ListSink:
 
     def __init__(self) -> None:
         self.records: list[UsageRecord] = []
+        self.is_closed = False
 
     def put(self, record: UsageRecord, /) -> None:
         self.records.append(record)
@@ -28,7 +32,7 @@ class ListSink:
         pass
 
     async def close(self) -> None:
-        pass
+        self.is_closed = True
 
 
 class BrokenSink(ListSink):
@@ -37,6 +41,9 @@ class BrokenSink(ListSink):
     name = "broken"
 
     def put(self, record: UsageRecord, /) -> None:
+        raise RuntimeError("a bug")
+
+    async def close(self) -> None:
         raise RuntimeError("a bug")
 
 
@@ -173,6 +180,55 @@ def test_a_stop_leaves_the_records_of_what_ran() -> None:
     (record,) = kept.records
     assert record.status == 503
     assert record.completion_tokens > 0
+
+
+def test_a_request_whose_step_hangs_at_the_end_leaves_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, kept, statuses = threading.Event(), ListSink(), list[int]()
+
+    def hold(loaded: LoadedModel) -> None:
+        assert loaded.engine.generation is not None
+        runner = loaded.engine.generation.runner
+        execute = runner.execute
+
+        def wait(plan: StepPlan) -> StepResult:
+            gate.wait()
+            return execute(plan)
+
+        runner.execute = wait  # type: ignore[method-assign]
+
+    live = LiveServer(free_settings(NEXA_STEP_LIMIT_S=0), hold)
+    live.app.recorder.sinks = (kept,)
+    engine, pool = live.app.dispatcher.engine, live.app.dispatcher.pool
+    stop, close = engine.stop, pool.close
+
+    async def close_at_last() -> None:
+        statuses.extend(one.status for one in kept.records)
+        gate.set()
+        stop()
+        await close()
+
+    monkeypatch.setattr(engine, "stop", lambda: False)
+    monkeypatch.setattr(pool, "close", close_at_last)
+    with ThreadPoolExecutor() as threads:
+        asked = threads.submit(live.chat, "Hello")
+        assert wait_until(lambda: engine.step_shape is not None)
+        live.stop()
+        asked.exception()
+    assert statuses == [503]
+    assert len(kept.records) == 1
+
+
+@pytest.mark.parametrize("step", ["reload.Reloader.stop", "discovery.Registration.close"])
+def test_sinks_are_closed_whatever_fails_at_the_end(step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(f"nexa_runtime.server.{step}", fail)
+    kept = ListSink()
+    with LiveServer(free_settings(NEXA_ETCD_URL="http://127.0.0.1:1", NEXA_PUBLIC_URL="http://here")) as live:
+        live.app.recorder.sinks = (BrokenSink(), kept)
+    assert kept.is_closed
+    assert not live.app.dispatcher.is_running
 
 
 def test_usage_and_admission_agree(live: LiveServer, sink: ListSink) -> None:

@@ -120,6 +120,13 @@ def test_openmetrics_is_written_for_who_takes_it() -> None:
     assert {family.name.removesuffix("_total") for family in FAMILIES} <= names
 
 
+@pytest.mark.parametrize("version", ["abc", "1..0", ""])
+def test_who_asks_for_a_version_that_is_none_gets_the_text(version: str) -> None:
+    accept = f"application/openmetrics-text; version={version}"
+    text, _ = write(full_reading(), accept, has_aliases=False)
+    assert b"nexa_build_info" in text
+
+
 def test_an_alias_is_the_same_value() -> None:
     reading = Reading()
     for tenant, prompt, cached, completion in (("a", 10, 4, 3), ("b", 20, 0, 5)):

@@ -54,6 +54,7 @@ def test_names_that_only_look_like_it(name: str) -> None:
         ("authorization: Basic dXNlcjpw", f"authorization: {REDACTED}"),
         (f"{{'X-API-Key': '{TOKEN}', 'a': 1}}", f"{{'X-API-Key': {REDACTED}, 'a': 1}}"),
         (f'{{\\"token\\": \\"{TOKEN}\\"}}', f'{{\\"token\\": {REDACTED}}}'),
+        ("[(b'x-api-key', b'hunter2'), (b'a', b'b')]", f"[(b'x-api-key', b{REDACTED}), (b'a', b'b')]"),
         ("host=h password=hunter2 port=5", f"host=h password={REDACTED} port=5"),
         ("GET /x?api_key=hunter2&a=b", f"GET /x?api_key={REDACTED}&a=b"),
         ("postgres://nexa:p@ss/w@db:5432/logs", f"postgres://{REDACTED}@db:5432/logs"),

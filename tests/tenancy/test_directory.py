@@ -20,12 +20,12 @@ from nexa_runtime.tenancy.directory import (
     RETRY_S,
     STALE_S,
     UNKNOWN_S,
-    SourceHealth,
     TenantDirectory,
     Verdict,
     judge,
 )
 from nexa_runtime.tenancy.source import Secret
+from nexa_runtime.tenancy.source_health import SourceHealth
 
 FRESH_S = 60.0
 

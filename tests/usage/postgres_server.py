@@ -6,7 +6,6 @@ It refuses to run as root; so where the tests do, it gets another user.
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 import psycopg
 
-from tests.support import wait_until
+from tests.support import free_port, wait_until
 
 PASSWORD = "s3cret-of-the-test"
 _USER = "nobody"
@@ -39,8 +38,7 @@ class PostgresServer:
         if os.geteuid() == 0:
             shutil.chown(self._folder, _USER)
             self._as_user |= {"user": _USER, "extra_groups": []}
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
         password_file = self._folder / "password"
         password_file.write_text(PASSWORD)

@@ -407,6 +407,13 @@ def test_without_a_dsn_nothing_is_imported_or_written(tmp_path: Path) -> None:
     assert not (tmp_path / "usage-spool").exists()
 
 
+def test_what_waits_in_memory_has_no_bodies(tmp_path: Path) -> None:
+    sink = DatabaseSink(Spool(tmp_path, 10**6), UsageTable(SecretStr("postgresql://127.0.0.1:1/none")))
+    record = a_record()
+    sink.put(record.with_body({"messages": ["a long one"]}))
+    assert list(sink._taken) == [record]
+
+
 def test_what_overflows_in_memory_is_counted(tmp_path: Path) -> None:
     sink = DatabaseSink(Spool(tmp_path, 10**6), UsageTable(SecretStr("postgresql://127.0.0.1:1/none")))
     record = a_record()

@@ -1,6 +1,7 @@
 """The request log as a file: whole lines, set aside by size, and what a disk may do."""
 
 import asyncio
+import errno
 import os
 import resource
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ import pytest
 
 from nexa_runtime.config import load_settings
 from nexa_runtime.errors import ConfigError
-from nexa_runtime.usage import request_log
+from nexa_runtime.usage import log_file, request_log
 from nexa_runtime.usage.log_file import NUM_OLD, LogFile, PartlyWrittenError
 from nexa_runtime.usage.log_line import LineError, read_line, write_line
 from nexa_runtime.usage.request_log import RequestLog, check_request_log
@@ -119,6 +120,32 @@ def test_a_disk_that_is_full_in_the_middle_of_a_line_loses_none(tmp_path: Path) 
     assert file.write(lines[2:]) == 3
     file.close()
     assert path.read_bytes().splitlines(keepends=True) == [*lines[:2], lines[2][:50] + b"\n", *lines[2:]]
+
+
+def test_a_file_that_fails_to_close_is_opened_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = LogFile(tmp_path / "log", 4096)
+    assert file.write([b"1\n"]) == 1
+    with monkeypatch.context() as failing:
+        failing.setattr(log_file, "os", FullOs())
+        with pytest.raises(PartlyWrittenError, match="No space left"):
+            file.write([b"2\n"])
+    assert file.write([b"2\n"]) == 1
+    file.close()
+    assert (tmp_path / "log").read_bytes() == b"1\n2\n"
+
+
+class FullOs:
+    """``os`` as it is for a disk behind a network that is full, and says so again when a file is closed."""
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(os, name)
+
+    def write(self, descriptor: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def close(self, descriptor: int) -> None:
+        os.close(descriptor)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_old_files_are_kept_and_no_line_is_cut(tmp_path: Path) -> None:

@@ -204,6 +204,7 @@ ENDPOINTS = (
     ),
     Endpoint(
         "GET", "/metrics", "All numbers, for Prometheus", Access.ADMIN, answer=str, answer_type=TEXT,
+        query={"aliases": "`1`: also the names that llama-server and vLLM have for the same."},
         refusals=(400,),
     ),
     Endpoint(

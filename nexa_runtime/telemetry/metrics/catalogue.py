@@ -67,7 +67,7 @@ FIRST_TOKEN = Family(
     _WHO,
     "from admission to the first text of an answer",
 )
-QUEUE = Family("nexa_queue_seconds", _HISTOGRAM, _WHO, "from admission to a slot")
+QUEUE = Family("nexa_queue_seconds", _HISTOGRAM, _WHO, "how long a sequence waited for a slot")
 REQUEST_TIME = Family(
     "nexa_request_seconds",
     _HISTOGRAM,

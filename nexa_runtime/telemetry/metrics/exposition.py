@@ -28,7 +28,10 @@ without, tokens would wait for five milliseconds at a time.
 def write(reading: Reading, accept: str, *, has_aliases: bool) -> tuple[bytes, str]:
     """The text of a scrape and its content type. ``accept``: the header of whoever asks."""
     # As OpenMetrics prometheus_client would write an alias with an underscore for its colon.
-    encode, content_type = choose_encoder("" if has_aliases else accept)
+    try:
+        encode, content_type = choose_encoder("" if has_aliases else accept)
+    except (TypeError, ValueError):  # it compares versions, and fails on one that is no number
+        encode, content_type = choose_encoder("")
     return encode(_Scrape(reading, has_aliases=has_aliases)), content_type
 
 
