@@ -98,6 +98,7 @@ def run(node_modules: Path, folder: Path, report: Report) -> None:
     settings = {
         "NEXA_API_KEY": service_key,
         "NEXA_ADMIN_KEY": admin_key,
+        "DEFAULT_TENANT_ID": "demo",  # as in .env.example: who names no tenant must not become that one
         "NEXA_MODEL_STORE": folder / "store",
         "NEXA_STATE_DIR": folder / "state",
         "NEXA_THREADS": 1,

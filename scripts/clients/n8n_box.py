@@ -32,6 +32,11 @@ _QUIET = {
     "N8N_HOST": "127.0.0.1",
     "N8N_GRACEFUL_SHUTDOWN_TIMEOUT": "10",
     "N8N_LOG_LEVEL": "info",
+    "N8N_DISABLED_MODULES": "mcp-registry,community-packages",
+    # Whatever else it would ask outside ends at a port that nobody listens on.
+    "HTTP_PROXY": "http://127.0.0.1:9",
+    "HTTPS_PROXY": "http://127.0.0.1:9",
+    "NO_PROXY": "127.0.0.1",
     "NO_COLOR": "1",
 }
 
@@ -49,6 +54,7 @@ class N8n:
         self._environment = {
             "PATH": os.environ["PATH"],
             "HOME": str(folder),
+            "TMPDIR": str(folder),
             "N8N_USER_FOLDER": str(folder),
             "N8N_ENCRYPTION_KEY": secrets.token_hex(16),
             "N8N_PORT": str(self._port),

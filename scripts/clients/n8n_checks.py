@@ -24,6 +24,7 @@ TENANTS: dict[str, dict[str, object]] = {
     TENANT: {"NEXA_MAX_OUTPUT_TOKENS": 768},
     LIMITED: {"TENANT_HARD_LIMIT_RPM": 1},
     SPOILED: {"NEXA_MAX_OUTPUT_TOKENS": "many"},
+    "demo": {},
 }
 """The tenants that the checks count on, with their limits."""
 
@@ -151,12 +152,15 @@ def refused(answer: httpx.Response, status: int, code: str, *words: str) -> str:
 
 def names_no_tenant(box: Box) -> str:
     """A call without ``tenant_id`` is refused, in words that say what is missing."""
-    return refused(box.call({"message": QUESTION}), 400, "invalid_tenant_id", "tenant")
+    before = len(box.supabase.rows)
+    text = refused(box.call({"message": QUESTION}), 400, "invalid_tenant_id", "tenant_id")
+    expect(len(box.supabase.rows) == before, "nobody's request has a row")
+    return text
 
 
 def names_no_message(box: Box) -> str:
     """A call without ``message``."""
-    return refused(box.call({"tenant_id": TENANT}), 400, "invalid_request", "content")
+    return refused(box.call({"tenant_id": TENANT}), 400, "invalid_request", "message")
 
 
 def names_a_stranger(box: Box) -> str:
@@ -195,18 +199,25 @@ def has_no_database(box: Box) -> str:
     return f"{body['answer']!r}, logged {body['logged']}"
 
 
-def openai_flow_answers(path: str) -> Callable[[Box], str]:
-    """A workflow with one of n8n's nodes for OpenAI answers, and the request is the key's tenant's."""
+def asks_with_the_chat_model(box: Box) -> str:
+    """*Basic LLM Chain* with an *OpenAI Chat Model*."""
+    return text_of_the_tenant(box, "chat-model", lambda body: body["text"])
 
-    def check(box: Box) -> str:
-        before = box.usage(TENANT)["requests"]
-        answer = box.call({"message": QUESTION}, path)
-        expect(answer.status_code == 200, f"status {answer.status_code}: {answer.text[:300]}")
-        expect(CAPITAL in answer.text, f"the answer is {answer.text[:300]!r}")
-        expect(box.usage(TENANT)["requests"] == before + 1, "the request is not the tenant's")
-        return answer.text[:120]
 
-    return check
+def asks_with_the_openai_node(box: Box) -> str:
+    """*OpenAI*, message a model."""
+    return text_of_the_tenant(box, "openai-node", lambda body: body["output"][0]["content"][0]["text"])
+
+
+def text_of_the_tenant(box: Box, path: str, text_in: Callable[[Any], str]) -> str:
+    """What a workflow with a tenant's key answers. Raises ``Broken`` if it was not the tenant's request."""
+    before = box.usage(TENANT)["requests"]
+    answer = box.call({"message": QUESTION}, path)
+    expect(answer.status_code == 200, f"status {answer.status_code}: {answer.text[:300]}")
+    text = text_in(answer.json())
+    expect(CAPITAL in text, f"the answer is {text!r}")
+    expect(box.usage(TENANT)["requests"] == before + 1, "the request is not the tenant's")
+    return repr(text)
 
 
 CHECKS: Mapping[str, Callable[[Box], str]] = {
@@ -219,8 +230,8 @@ CHECKS: Mapping[str, Callable[[Box], str]] = {
     "rate limit": asks_too_often,
     "spoiled limits": has_spoiled_limits,
     "database away": has_no_database,
-    "OpenAI Chat Model": openai_flow_answers("chat-model"),
-    "OpenAI": openai_flow_answers("openai-node"),
+    "OpenAI Chat Model": asks_with_the_chat_model,
+    "OpenAI": asks_with_the_openai_node,
 }
 
 
