@@ -143,3 +143,18 @@ def test_the_workflow_asks_as_the_tenant() -> None:
     (header,) = chat["headerParameters"]["parameters"]
     assert header == {"name": "X-Tenant-Id", "value": "={{ $json.body.tenant_id }}"}
     assert chat["url"].endswith("/v1/chat/completions")
+
+
+def test_the_workflow_hands_on_what_is_refused() -> None:
+    nodes = {node["name"]: node for node in workflow()["nodes"]}
+    assert nodes["Chat"]["parameters"]["options"]["response"]["response"]["neverError"] is True
+    assert "statusCode" in nodes["Respond"]["parameters"]["options"]["responseCode"]
+    assert nodes["Log to Supabase"]["onError"] == "continueRegularOutput"
+
+
+def test_the_workflow_answers_when_nobody_does() -> None:
+    flow = workflow()
+    nodes = {node["name"]: node for node in flow["nodes"]}
+    assert nodes["Chat"]["onError"] == "continueErrorOutput"
+    (unreachable,) = flow["connections"]["Chat"]["main"][1]
+    assert nodes[unreachable["node"]]["type"] == "n8n-nodes-base.respondToWebhook"
