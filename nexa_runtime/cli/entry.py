@@ -4,15 +4,21 @@ Imports the rest only inside ``main``, so that Ctrl-C is quiet from the first mo
 on stderr, or with ``--json`` one document on stdout.
 
 SIGTERM has a handler from the first moment too: the first process of a container would ignore it without.
+
+Deliberate: Ctrl-C may come while C calls back into Python, as llama.cpp does with each line of its log, or in
+a finalizer. An exception goes nowhere from there, so the interrupt is sent again a moment later.
 """
 
 import os
 import signal
 import sys
+import threading
 from contextlib import suppress
 from types import FrameType
 
 from nexa_runtime import exit_codes
+
+_AGAIN_S = 0.05
 
 
 def main() -> None:
@@ -21,6 +27,7 @@ def main() -> None:
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     signal.signal(signal.SIGTERM, _terminate)
+    sys.unraisablehook = _on_ignored
     try:
         sys.exit(_run())
     except KeyboardInterrupt:
@@ -46,6 +53,16 @@ def exit_code(error: Exception) -> int:
 def _terminate(number: int, frame: FrameType | None) -> None:
     """At once, as without a handler: what is on disk is whole at any moment, and no import swallows it."""
     os._exit(exit_codes.TERMINATED)
+
+
+def _on_ignored(ignored: "sys.UnraisableHookArgs") -> None:
+    """What was raised where nobody can catch it; an interrupt is sent again."""
+    if issubclass(ignored.exc_type, KeyboardInterrupt):
+        again = threading.Timer(_AGAIN_S, os.kill, (os.getpid(), signal.SIGINT))
+        again.daemon = True
+        again.start()
+    else:
+        sys.__unraisablehook__(ignored)
 
 
 def _run() -> int:

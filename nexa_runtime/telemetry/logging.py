@@ -100,9 +100,17 @@ def log_crashes() -> None:
             name = None if args.thread is None else args.thread.name
             log.error("thread_crashed", thread=name, exc_info=args.exc_value)
 
+    before = sys.unraisablehook
+
+    def on_ignored(ignored: "sys.UnraisableHookArgs") -> None:
+        if issubclass(ignored.exc_type, KeyboardInterrupt):
+            before(ignored)  # that is for whoever runs the process
+        else:
+            log.error("error_ignored", text=ignored.err_msg, exc_info=ignored.exc_value)
+
     sys.excepthook = on_crash
     threading.excepthook = on_thread_crash
-    sys.unraisablehook = lambda args: log.error("error_ignored", text=args.err_msg, exc_info=args.exc_value)
+    sys.unraisablehook = on_ignored
 
 
 def get_logger(name: str) -> Logger:

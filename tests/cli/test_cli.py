@@ -277,3 +277,23 @@ def test_other_settings_that_cannot_be_are_one_sentence(env: dict[str, str], wor
     assert refused.returncode == 1
     assert words in refused.stderr
     assert len(refused.stderr.splitlines()) == 1
+
+
+def test_ctrl_c_is_not_lost_in_a_callback_of_c() -> None:
+    """As llama.cpp's log is one: what is raised in it goes nowhere."""
+    program = (
+        "import ctypes, signal, sys, time\n"
+        "from nexa_runtime.cli import entry\n"
+        "def run():\n"
+        "    interrupt = ctypes.CFUNCTYPE(None)(lambda: signal.raise_signal(signal.SIGINT))\n"
+        "    interrupt()\n"
+        "    print('called', flush=True)\n"
+        "    time.sleep(60)\n"
+        "    return 0\n"
+        "entry._run = run\n"
+        "entry.main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=50
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "called\n", "")
