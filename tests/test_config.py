@@ -188,3 +188,21 @@ def test_a_file_without_a_secret_is_one_sentence(
 def test_a_setting_that_is_a_file_itself_stays_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NEXA_VAULT_SECRET_ID_FILE", "/nowhere")
     assert load_settings().vault.secret_id_file == "/nowhere"
+
+
+@pytest.mark.parametrize("key", ["schl\u00fcssel", "two\nlines", "\ufeffx"], ids=["letter", "lines", "mark"])
+def test_a_key_that_no_client_can_send_stops_the_start(key: str) -> None:
+    for name in ("NEXA_API_KEY", "NEXA_ADMIN_KEY"):
+        with pytest.raises(ConfigError, match="must be printable ASCII") as caught:
+            load_settings({name: key})
+        assert key not in str(caught.value)
+
+
+def test_a_file_that_is_larger_than_any_secret_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "key"
+    file.write_text("x" * 70_000)
+    monkeypatch.setenv("NEXA_API_KEY_FILE", str(file))
+    with pytest.raises(ConfigError, match="larger than any secret"):
+        load_settings()

@@ -27,6 +27,9 @@ def main() -> None:
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     signal.signal(signal.SIGTERM, _terminate)
+    if sys.argv[1:2] == ["serve"] and not os.isatty(0):
+        # Until there is something to reload: a supervisor's reload must not end a server that still loads.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     sys.unraisablehook = _on_ignored
     try:
         sys.exit(_run())

@@ -5,9 +5,7 @@ Owns the order of the start: the port first (it fails at once), then the model, 
 
 import asyncio
 import gc
-import os
 import resource
-import signal
 import sys
 from contextlib import nullcontext, suppress
 
@@ -41,8 +39,6 @@ _OTHER_DESCRIPTORS = 256
 def serve(settings: Settings) -> None:
     """Serve until SIGINT or SIGTERM. Raises ``NexaError`` when the server cannot start."""
     log_crashes()
-    if not os.isatty(0):
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to reload; see ``reload``
     check_exposure(settings.server.host, settings.access)
     check_origins(settings.server.cors_origins, settings.access)
     check_tls(settings.server)
@@ -90,7 +86,14 @@ def _greet(pool: ModelPool, settings: Settings, host: str, port: int) -> None:
         typer.echo(f"{problem}\n", err=True)
     typer.echo(
         f"Nexa Runtime serves {pool.library.default_name} at {url} (Ctrl-C stops it). Try:\n\n"
-        f"  curl {url}/v1/chat/completions -H 'Content-Type: application/json' \\\n"
+        f"  curl {url}/v1/chat/completions{_key_header(settings)} -H 'Content-Type: application/json' \\\n"
         """    -d '{"messages": [{"role": "user", "content": "What is the capital of France?"}]}'\n""",
         err=True,
     )
+
+
+def _key_header(settings: Settings) -> str:
+    """For the example: what a server with keys wants to see."""
+    access = settings.access
+    has_key = access.api_key is not None or bool(access.api_key_sha256)
+    return " -H \"Authorization: Bearer $NEXA_API_KEY\" -H 'X-Tenant-Id: TENANT'" if has_key else ""

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from nexa_runtime.cli.output import Output, table
 from nexa_runtime.config import Settings
-from nexa_runtime.errors import ConfigError, UsageError
+from nexa_runtime.errors import ConfigError, InvalidTenantIdError, UsageError
+from nexa_runtime.tenancy.tenant import check_tenant_id
 from nexa_runtime.usage.database import open_table
 from nexa_runtime.usage.since import parse_since
 from nexa_runtime.usage.table import CREATE, TABLE, UsageSummary
@@ -37,10 +38,19 @@ def init(settings: Settings, output: Output, *, is_printed: bool) -> None:
 def summarize(settings: Settings, output: Output, *, tenant_id: str | None, since: str) -> None:
     """What each tenant has asked of each model."""
     moment = _moment(since)
+    if tenant_id is not None:
+        _check_tenant(tenant_id)
     with closing(_table(settings)) as usage_table:
         found = usage_table.summarize(moment, tenant_id)
     document = {"since": moment.isoformat(), "usage": [asdict(one) for one in found]}
     output.result(document, table(_HEADERS, [_row(one) for one in found], right=range(2, len(_HEADERS))))
+
+
+def _check_tenant(tenant_id: str) -> None:
+    try:
+        check_tenant_id(tenant_id)
+    except InvalidTenantIdError as error:
+        raise UsageError(f"--tenant: {error}") from None
 
 
 def _moment(text: str) -> datetime:

@@ -33,11 +33,13 @@ def secrets_of_files(cls: type[Slice], given: Mapping[str, object]) -> dict[str,
             raise ConfigError(f"{name} and {file_name} are both set: one of them must go.")
         try:
             with open(path, encoding="utf-8") as file:
-                secret = file.read(_MAX_SECRET_CHARS).strip()
+                secret = file.read(_MAX_SECRET_CHARS + 1)
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it holds no text"
             raise ConfigError(f"{file_name} is {path[:200]!r}, which cannot be read: {reason}.") from None
-        if not secret:
+        if len(secret) > _MAX_SECRET_CHARS:
+            raise ConfigError(f"{file_name} is {path[:200]!r}, which is larger than any secret.")
+        if not (secret := secret.strip()):
             raise ConfigError(f"{file_name} is {path[:200]!r}, which is empty.")
         secrets[name] = secret
     return secrets

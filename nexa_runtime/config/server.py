@@ -1,10 +1,14 @@
 """Settings of what listens, and of who may ask."""
 
+import re
 from typing import Annotated
 
-from pydantic import AliasChoices, BeforeValidator, Field, SecretStr
+from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, SecretStr
 
 from nexa_runtime.config.base import Digests, Networks, Origins, Slice, parse_bytes, unset
+from nexa_runtime.errors import ConfigError
+
+_SENDABLE = re.compile(r"[\x20-\x7e]+")
 
 
 class ServerSettings(Slice):
@@ -84,10 +88,20 @@ class ServerSettings(Slice):
     )
 
 
+def _check_key(value: SecretStr | None) -> SecretStr | None:
+    """A key that a client can send."""
+    if value is not None and not _SENDABLE.fullmatch(value.get_secret_value()):
+        raise ConfigError("NEXA_API_KEY and NEXA_ADMIN_KEY must be printable ASCII: no client sends more.")
+    return value
+
+
+Key = Annotated[SecretStr | None, AfterValidator(_check_key)]
+
+
 class AccessSettings(Slice):
     """Keys, and who may ask at all."""
 
-    api_key: SecretStr | None = Field(
+    api_key: Key = Field(
         None,
         validation_alias=AliasChoices("NEXA_API_KEY", "API_KEY"),
         description="the service key: it acts for the tenant that X-Tenant-Id names",
@@ -97,7 +111,7 @@ class AccessSettings(Slice):
         validation_alias="NEXA_API_KEY_SHA256",
         description="SHA-256 of the service key in hex, instead of the key; several with commas",
     )
-    admin_key: SecretStr | None = Field(
+    admin_key: Key = Field(
         None,
         validation_alias="NEXA_ADMIN_KEY",
         description="the key that opens /admin and /metrics, and nothing else",

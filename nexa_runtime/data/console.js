@@ -25,6 +25,8 @@ function duration(seconds) {
 
 // What the server says.
 
+const isSendable = (text) => /^[\x20-\x7e]*$/.test(text); // in a header
+
 const adminHeaders = () => {
   const key = sessionStorage.getItem(KEY);
   return key ? { Authorization: `Bearer ${key}` } : {};
@@ -254,8 +256,13 @@ document.addEventListener("visibilitychange", () => (document.hidden ? rest() : 
 
 $("gate").onsubmit = (event) => {
   event.preventDefault();
-  sessionStorage.setItem(KEY, $("key").value.trim());
+  const key = $("key").value.trim();
   $("key").value = "";
+  if (!isSendable(key)) {
+    $("refusal").textContent = "A key has letters, digits and signs of ASCII only.";
+    return;
+  }
+  sessionStorage.setItem(KEY, key);
   watch();
 };
 
@@ -285,6 +292,7 @@ async function tryChat() {
     stream: true,
     stream_options: { include_usage: true },
   };
+  if (!isSendable($("try-key").value + $("try-tenant").value)) throw new Error("Tenant and key are in ASCII.");
   const start = performance.now();
   const response = await fetch("/v1/chat/completions", { method: "POST", headers, body: JSON.stringify(body), signal: trying.signal });
   if (!response.ok) throw new Error(await refusal(response));

@@ -126,6 +126,8 @@ def ask(url: str, body: object) -> dict[str, list[dict[str, dict[str, str]]]]:
 
 def main() -> None:
     """Replay into the folder that is named, which must be empty, or into a temporary one."""
+    if len(sys.argv) > 2 or (sys.argv[1:2] and sys.argv[1].startswith("-")):
+        sys.exit("usage: scripts/deploy/replay_image [FOLDER]")
     if len(sys.argv) > 1:
         root = Path(sys.argv[1]).resolve()
         root.mkdir(parents=True, exist_ok=True)

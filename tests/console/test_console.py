@@ -119,3 +119,13 @@ def test_a_chat_and_an_unload(browser: Browser, closed: LiveServer) -> None:
         closed.url
     }
     assert [text for text in browser.complaints() if "401" not in text] == []  # before there was a key
+
+
+@in_browser
+def test_a_key_that_cannot_be_sent_is_told_and_not_kept(browser: Browser, closed: LiveServer) -> None:
+    browser.open(f"{closed.url}/console")
+    browser.wait("!document.getElementById('gate').hidden")
+    browser.type("\u043a\u043b\u044e\u0447")
+    browser.press("Enter")
+    browser.wait("document.getElementById('refusal').textContent.includes('ASCII')")
+    assert browser.ask("sessionStorage.length") == 0

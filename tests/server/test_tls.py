@@ -55,7 +55,7 @@ def test_good_files(folder: Path, cert: str, key: str | None, password: str | No
         ("cert.pem", "absent.pem", None, ["NEXA_TLS_KEY", "absent.pem", "No such file"]),
         ("cert.pem", "", None, ["NEXA_TLS_KEY", "Is a directory"]),
         ("text.pem", "key.pem", None, ["NEXA_TLS_CERT", "text.pem", "no certificate"]),
-        ("cert.pem", None, None, ["NEXA_TLS_CERT", "no certificate and private key"]),
+        ("cert.pem", None, None, ["NEXA_TLS_CERT", "no private key"]),
         ("cert.pem", "other-key.pem", None, ["NEXA_TLS_KEY", "the key is not the certificate's"]),
         ("cert.pem", "locked.pem", None, ["NEXA_TLS_KEY_PASSWORD"]),
         ("cert.pem", "locked.pem", "wrong", ["NEXA_TLS_KEY_PASSWORD"]),
