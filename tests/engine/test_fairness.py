@@ -118,8 +118,9 @@ def test_backlogged_tenants_never_drift_apart(
     drawn: list[tuple[float, int, int, int, int, int]], slots: int, step_tokens: int
 ) -> None:
     box = Box(slots=slots, step_tokens=step_tokens)
+    # As many wait as there are slots: else one of short requests has all that it asks for, and waits not.
     made = [
-        (Tenant(share(f"t{index}", weight, guaranteed_slots=floor), prompt, new, line), arrival)
+        (Tenant(share(f"t{index}", weight, guaranteed_slots=floor), prompt, new, slots + line), arrival)
         for index, (weight, prompt, new, line, arrival, floor) in enumerate(drawn)
     ]
     one_step = step_tokens + slots * MAX_DECODE_WORK
