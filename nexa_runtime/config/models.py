@@ -74,8 +74,8 @@ class EngineSettings(Slice):
         le=60_000,
         json_schema_extra=unset("auto"),
         description="milliseconds between two tokens of a stream while prompts arrive;"
-        " auto: twice what it takes without them; on a processor up to 0.75 s, and as long as 64 tokens of a"
-        " long prompt take",
+        " auto: twice what it takes without them; on a processor about a second, and as long as 64 tokens of"
+        " a long prompt take",
     )
     host_cache: Annotated[int | None, BeforeValidator(parse_bytes)] = Field(
         None,

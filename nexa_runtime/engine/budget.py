@@ -3,7 +3,6 @@
 Owns what was learned of the machine's speed. Pure: measured times come in. The scheduler asks it.
 """
 
-from collections.abc import Collection
 from dataclasses import dataclass
 
 from nexa_runtime.engine.sequence import Sequence, StepPlan
@@ -13,13 +12,17 @@ MIN_PREFILL_TOKENS = 32
 recur.
 """
 
-PREFILL_STEP_S = 0.75
-"""The longest that prompts hold a step: whoever answers waits for it, and so does whoever arrives."""
+PREFILL_STEP_S = 1.0
+"""About how long prompts hold a step: whoever answers waits for it, and so does whoever arrives."""
+FAR_STEP_S = 0.75
+"""The same far into a prompt, which holds up answers again and again; one tile may take longer."""
 FIRST_STEP_TOKENS = 128
 """The size of a step of prompts alone, until the machine's speed is known."""
 
 FAR_TOKENS = 512
-"""From here on attention weighs so much that a prompt is computed in tiles, whoever is answering."""
+"""From here on attention weighs so much that a prompt is computed in tiles, whoever is answering, and that
+what a row costs is learned by how far it is.
+"""
 FEW_ANSWERS = 1
 """As many may ride with a prompt: row by row, attention passes over every cell that anyone has."""
 
@@ -39,7 +42,7 @@ class PromptRows:
 
 class PrefillBudget:
     """How many prompt tokens a step gets, learned online from measured steps: the time of decode-only steps,
-    and the time a prompt token adds.
+    the time a prompt token adds, and what more it adds for each token before it.
 
     ``target_s``: seconds that a step may take beside running answers; None: twice the time of a decode-only
     step. ``tile_rows``: None, or the rows from which on llama.cpp computes attention in tiles of as many, as
@@ -55,6 +58,8 @@ class PrefillBudget:
         self._decode_step_s: float | None = None
         self._decode_row_s: float | None = None
         self._prefill_token_s: float | None = None
+        self._depth_s = 0.0
+        """What a token costs more for each one of its prompt that is computed already."""
 
     def mixed(self, num_decode_rows: int) -> PromptRows:
         """For a step with so many decode rows: as many as keep it inside its target, in grains of
@@ -83,7 +88,7 @@ class PrefillBudget:
         grains = max(1, affordable // MIN_PREFILL_TOKENS)
         return min(grains * MIN_PREFILL_TOKENS, self._max_tokens)
 
-    def turn(self, decoding: Collection[Sequence], prefilling: Collection[Sequence]) -> int | None:
+    def turn(self, decoding: list[Sequence], prefilling: list[Sequence]) -> int | None:
         """Where prompts and answers have steps of their own: rows that prompts take between two steps of
         answers. None: they share steps.
 
@@ -92,14 +97,13 @@ class PrefillBudget:
         """
         if self._tile_rows is None or self._prefill_token_s is None:
             return None
-        limit_s = PREFILL_STEP_S if self._target_s is None else self._target_s
-        num_tiles = round(limit_s / self._prefill_token_s / self._tile_rows)
+        num_tiles = self._num_tiles(prefilling, self._target_s)
         num_pending = sum(one.num_pending for one in prefilling)
-        if any(one.num_computed >= FAR_TOKENS for one in prefilling):
-            # A tile takes ever longer there, which what was learned does not tell; a rest takes longer still.
+        if _depth(prefilling) >= FAR_TOKENS:
+            # A rest that is no tile takes longer than one.
             is_asked_for_less = self._target_s is not None and not num_tiles
             is_rest = num_pending < self._tile_rows
-            return MIN_PREFILL_TOKENS if is_rest or is_asked_for_less else self._tile_rows
+            return MIN_PREFILL_TOKENS if is_rest or is_asked_for_less else max(num_tiles, 1) * self._tile_rows
         is_cheap_together = len(prefilling) <= len(decoding) <= FEW_ANSWERS
         is_small = num_pending <= min(MIN_PREFILL_TOKENS, self._tile_rows - 1 - len(decoding))
         if not num_tiles or is_cheap_together or is_small:
@@ -115,16 +119,19 @@ class PrefillBudget:
             return DEFAULT_DECODE_WORK
         return min(max(self._decode_row_s / self._prefill_token_s, 1.0), MAX_DECODE_WORK)
 
-    def prompts_alone(self, limit: int | None = None) -> PromptRows:
-        """For a step without decode rows: as many as take ``PREFILL_STEP_S``, in whole tiles.
+    def prompts_alone(self, prefilling: list[Sequence], limit: int | None = None) -> PromptRows:
+        """For a step without decode rows: as many as take ``PREFILL_STEP_S``, in whole tiles. ``prefilling``:
+        in the order in which they get them. A short prompt before longer ones gets a step of one tile, so
+        that it need not wait for theirs.
 
         ``limit``: what is left of the prompts' turn; then a rest is left for the answers' steps.
         """
         wanted = FIRST_STEP_TOKENS
         if self._prefill_token_s is not None:
-            grain = self._tile_rows or 2 * MIN_PREFILL_TOKENS
-            wanted = max(round(PREFILL_STEP_S / self._prefill_token_s / grain), 1) * grain
+            wanted = max(self._num_tiles(prefilling), 1) * self._grain
         most = min(limit or self._max_tokens, self._max_tokens)
+        if self._tile_rows is not None and _is_short_among_long(prefilling, self._tile_rows):
+            wanted = self._tile_rows
         return PromptRows(min(wanted, most), most)
 
     def observe(self, plan: StepPlan, elapsed_s: float) -> None:
@@ -136,8 +143,45 @@ class PrefillBudget:
         elif num_prefill >= MIN_PREFILL_TOKENS:
             decode_s = (self._decode_step_s or 0.0) if plan.num_decode_rows else 0.0
             per_token_s = max(elapsed_s - decode_s, 0.1 * elapsed_s) / num_prefill
+            self._learn_token(per_token_s, _mean_depth(plan))
+
+    @property
+    def _grain(self) -> int:
+        return self._tile_rows or 2 * MIN_PREFILL_TOKENS
+
+    def _num_tiles(self, prefilling: list[Sequence], target_s: float | None = None) -> int:
+        """How many grains of these prompts take about as long as a step may, or ``target_s``."""
+        assert self._prefill_token_s is not None
+        depth = _depth(prefilling)
+        grain_s = self._grain * (self._prefill_token_s + depth * self._depth_s)
+        if target_s is not None:
+            return round(target_s / grain_s)
+        return int(FAR_STEP_S / grain_s) if depth >= FAR_TOKENS else round(PREFILL_STEP_S / grain_s)
+
+    def _learn_token(self, per_token_s: float, depth: float) -> None:
+        if depth < FAR_TOKENS or self._prefill_token_s is None:
             self._prefill_token_s = _smooth(self._prefill_token_s, per_token_s)
+        else:
+            more_s = max(per_token_s - self._prefill_token_s, 0.0)
+            self._depth_s = _smooth(self._depth_s or None, more_s / depth)
 
 
 def _smooth(old: float | None, new: float) -> float:
     return new if old is None else old + _SMOOTHING * (new - old)
+
+
+def _depth(prefilling: list[Sequence]) -> int:
+    """Of the prompt that is furthest: how many of its tokens are computed."""
+    return max((one.num_computed for one in prefilling), default=0)
+
+
+def _mean_depth(plan: StepPlan) -> float:
+    """How many tokens lie before a chunk of a prompt, on average over the rows."""
+    prompts = [chunk for chunk in plan.chunks if not chunk.is_decode]
+    return sum(chunk.start * chunk.count for chunk in prompts) / sum(chunk.count for chunk in prompts)
+
+
+def _is_short_among_long(prefilling: list[Sequence], num_rows: int) -> bool:
+    """Whether the first is a whole prompt of ``num_rows`` at most, and longer ones wait behind it."""
+    lengths = [one.num_pending for one in prefilling]
+    return max(lengths, default=0) > num_rows >= lengths[0] and not prefilling[0].num_computed

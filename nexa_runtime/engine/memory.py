@@ -17,9 +17,6 @@ from nexa_runtime.engine.slots import Change, Slots
 OUTPUT_RESERVE = 64
 """Cells kept for the answer when a sequence is let in; longer answers take what is there, or preempt."""
 
-_WARM_RUNNING = 8
-"""With more sequences running fewer residents stay warm: each of them passes over their cells."""
-
 _COOLED_CELLS = 1024
 """As many go to host memory in one step, so that it is no long one."""
 
@@ -27,8 +24,8 @@ _COOLED_CELLS = 1024
 class Memory:
     """``operations``: what it does to the KV cache is appended there, for the next plan.
 
-    ``max_warm_cells``: cells of residents alone, beyond which the least recently used ones go to host memory,
-    and with many running sooner; None: they stay until their cells are needed.
+    ``max_warm_cells``: cells of residents alone, beyond which the least recently used ones go to host memory;
+    None: they stay until their cells are needed.
     """
 
     def __init__(
@@ -139,8 +136,7 @@ class Memory:
         """
         if self._max_warm_cells is None:
             return False
-        num_running = max(len(self._slots.running), _WARM_RUNNING)
-        num_excess = self._kv.num_resident_cells() - self._max_warm_cells * _WARM_RUNNING // num_running
+        num_excess = self._kv.num_resident_cells() - self._max_warm_cells
         num_moved = 0
         while num_moved < min(num_excess, _COOLED_CELLS) and (resident := self._longest_idle()) is not None:
             num_moved += self._kv.num_reclaimable([resident])

@@ -7,7 +7,7 @@ tests drive it by hand.
 
 The step: every decode row first, then chunks of prompts, of the tenant with least virtual time, until the
 token budget is spent. A sequence whose constraint has forced tokens has several decode rows. With nobody
-decoding, prompts take the whole step, of 0.75 s at most. Where prompts and answers are cheaper apart
+decoding, prompts take the whole step, of a second or so. Where prompts and answers are cheaper apart
 they take turns, each in steps of their own. Sequences with different adapters never share a step
 (``adapter_sets``).
 """
@@ -315,13 +315,15 @@ class Scheduler:
         if turn is not None and not decoding:
             current.prompt_rows = turn  # the answers that wait for these have turns of their own
         if turn is not None and current.prompt_rows > 0:
-            rows = self._budget.prompts_alone(current.prompt_rows)
+            rows = self._budget.prompts_alone(prefilling, current.prompt_rows)
             current.prompt_rows -= self._plan_prompts(prefilling, rows, max_rows, chunks)
         if not chunks:
             num_rows = self._plan_answers(decoding, self._budget.answer_rows(max_rows), chunks)
             if turn is None:
-                is_shared = num_rows or is_awaited
-                rows = self._budget.mixed(num_rows) if is_shared else self._budget.prompts_alone()
+                if num_rows or is_awaited:
+                    rows = self._budget.mixed(num_rows)
+                else:
+                    rows = self._budget.prompts_alone(prefilling)
                 self._plan_prompts(prefilling, rows, max_rows - num_rows, chunks)
             current.prompt_rows = turn or 0
         return chunks

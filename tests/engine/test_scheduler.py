@@ -454,7 +454,9 @@ def test_random_schedules_lose_nothing(
             break
         if plan is not None:
             assert plan.num_rows <= step_tokens
-            assert plan.chunks or not scheduler._slots.running
+            # Where sets of adapters take turns, all whose turn it is may have given way to the others.
+            num_sets = len({one.adapters for one in scheduler._alive.values()})
+            assert plan.chunks or not scheduler._slots.running or num_sets > 1
             scheduler.commit(plan, injected(fault_at.get(step), plan, runner))
             scheduler.check_integrity()
     for sequence, one in zip(sequences, asked, strict=True):
@@ -564,14 +566,14 @@ def test_many_answers_and_a_prompt_take_turns() -> None:
     scheduler, runner = make_tiled(8, answers=7)
     scheduler.add(make_sequence(20, 300), 0.0)
     seen = shapes(scheduler, runner, 7)
-    assert seen == [(7, 0), (0, 128), (7, 0), (0, 128), (7, 0), (0, 44), (8, 0)]
+    assert seen == [(7, 0), (0, 192), (7, 0), (0, 108), (8, 0), (8, 0), (8, 0)]
 
 
 def test_one_answer_and_many_prompts_take_turns() -> None:
     scheduler, runner = make_tiled(8, answers=1)
     for key in range(20, 24):
         scheduler.add(make_sequence(key, 400), 0.0)
-    assert shapes(scheduler, runner, 5) == [(1, 0), (0, 128), (1, 0), (0, 128), (1, 0)]
+    assert shapes(scheduler, runner, 5) == [(1, 0), (0, 192), (1, 0), (0, 192), (1, 0)]
 
 
 def test_answers_that_would_fill_a_tile_take_turns() -> None:
@@ -587,32 +589,38 @@ def test_a_short_prompt_has_a_step_of_its_own_where_answers_nearly_fill_a_tile()
     assert shapes(scheduler, runner, 3) == [(0, 16), (61, 0), (61, 0)]
 
 
-def test_the_more_run_the_fewer_idle_cells_stay_warm() -> None:
-    scheduler = Scheduler(
-        slots=32,
-        step_tokens=512,
-        kv_cache=KvCache(num_ids=64, num_cells=20_000),
-        accounts=Accounts(),
-        host_cache=HostCache(max_bytes=10**6, cell_bytes=10),
-        max_warm_cells=400,
-    )
-    for key in range(1, 33):
-        scheduler.add(make_sequence(key, 16, max_new=5 if key <= 24 else 1000), 0.0)
-    runner = FakeRunner()
-    shapes(scheduler, runner, 1)
-    while len(scheduler._slots.running) > 8:
-        shapes(scheduler, runner, 1)
-    shapes(scheduler, runner, 2)
-    assert 300 < scheduler._kv.num_resident_cells() <= 400
-    for key in range(40, 48):
-        scheduler.add(make_sequence(key, 16, max_new=1000), 0.0)
-    scheduler.add(make_sequence(50, 16, max_new=1), 0.0)
-    while scheduler.is_alive(50):
-        shapes(scheduler, runner, 1)
-    shapes(scheduler, runner, 2)
-    assert len(scheduler._slots.running) == 16
-    assert 100 < scheduler._kv.num_resident_cells() <= 200
-    scheduler.check_integrity()
+def test_a_short_prompt_does_not_wait_for_a_step_of_long_ones() -> None:
+    scheduler, runner = make_tiled(8, answers=5)
+    scheduler.add(make_sequence(20, 900), 0.0)
+    assert (0, 192) in shapes(scheduler, runner, 2)
+    scheduler.add(make_sequence(21, 40, tenant="quiet"), 0.0)
+    steps = shapes(scheduler, runner, 3)
+    assert (0, 64) in steps
+    assert steps.index((0, 64)) < steps.index((0, 128))
+    assert scheduler._alive[21].is_decoding
+
+
+def test_short_prompts_alone_share_a_step() -> None:
+    scheduler, runner = make_tiled(8, answers=4)
+    for key in range(20, 24):
+        scheduler.add(make_sequence(key, 40), 0.0)
+    assert (0, 160) in shapes(scheduler, runner, 2)
+
+
+def test_far_into_a_prompt_turns_get_shorter_as_its_tokens_get_dearer() -> None:
+    scheduler, _ = make_tiled(8, answers=7)
+    budget = scheduler._budget
+    prompt = make_sequence(20, 5000)
+    rows = {}
+    for depth in (0, 1024, 3072):
+        prompt.num_computed = depth
+        for _ in range(100):
+            chunk = Chunk(prompt, depth, 64, wants_token=False, is_decode=False)
+            budget.observe(StepPlan((chunk,), ()), 64 * (0.005 + 1e-6 * depth))
+        rows[depth] = budget.turn([make_sequence(1, 8)] * 2, [prompt])
+    assert rows == {0: 192, 1024: 64, 3072: 64}
+    prompt.num_computed = 600
+    assert budget.turn([make_sequence(1, 8)] * 2, [prompt]) == 128
 
 
 def test_few_answers_share_a_step_below_a_tile_until_the_prompt_is_far() -> None:
@@ -621,8 +629,8 @@ def test_few_answers_share_a_step_below_a_tile_until_the_prompt_is_far() -> None
     seen = shapes(scheduler, runner, 16)
     near = [one for one in seen if one[0] and one[1]]
     assert near[:8] == [(1, 59)] * 8
-    assert (0, 64) in seen
-    assert all(sum(one) <= 64 for one in seen)
+    assert (0, 128) in seen
+    assert all(sum(one) <= 64 for one in near)
 
 
 def test_a_target_bounds_the_turn() -> None:
