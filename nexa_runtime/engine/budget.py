@@ -14,15 +14,11 @@ recur.
 
 PREFILL_STEP_S = 1.0
 """About how long prompts hold a step: whoever answers waits for it, and so does whoever arrives."""
-FAR_STEP_S = 0.75
-"""The same far into a prompt, which holds up answers again and again; one tile may take longer."""
 FIRST_STEP_TOKENS = 128
 """The size of a step of prompts alone, until the machine's speed is known."""
 
-FAR_TOKENS = 512
-"""From here on attention weighs so much that a prompt is computed in tiles, whoever is answering, and that
-what a row costs is learned by how far it is.
-"""
+FAR_TOKENS = 1024
+"""From here on attention weighs so much that a prompt is computed tile by tile, whoever is answering."""
 FEW_ANSWERS = 1
 """As many may ride with a prompt: row by row, attention passes over every cell that anyone has."""
 
@@ -42,7 +38,7 @@ class PromptRows:
 
 class PrefillBudget:
     """How many prompt tokens a step gets, learned online from measured steps: the time of decode-only steps,
-    the time a prompt token adds, and what more it adds for each token before it.
+    and the time a prompt token adds.
 
     ``target_s``: seconds that a step may take beside running answers; None: twice the time of a decode-only
     step. ``tile_rows``: None, or the rows from which on llama.cpp computes attention in tiles of as many, as
@@ -58,12 +54,10 @@ class PrefillBudget:
         self._decode_step_s: float | None = None
         self._decode_row_s: float | None = None
         self._prefill_token_s: float | None = None
-        self._depth_s = 0.0
-        """What a token costs more for each one of its prompt that is computed already."""
 
     def mixed(self, num_decode_rows: int) -> PromptRows:
         """For a step with so many decode rows: as many as keep it inside its target, in grains of
-        ``MIN_PREFILL_TOKENS``; without a target what fits under a tile, for ``PREFILL_STEP_S`` at most.
+        ``MIN_PREFILL_TOKENS``; without a target what fits under a tile, for ``PREFILL_STEP_S`` or so.
         """
         wanted = self._affordable()
         if self._tile_rows is None or wanted >= self._tile_rows:
@@ -97,13 +91,14 @@ class PrefillBudget:
         """
         if self._tile_rows is None or self._prefill_token_s is None:
             return None
-        num_tiles = self._num_tiles(prefilling, self._target_s)
+        limit_s = PREFILL_STEP_S if self._target_s is None else self._target_s
+        num_tiles = round(limit_s / self._prefill_token_s / self._tile_rows)
         num_pending = sum(one.num_pending for one in prefilling)
-        if _depth(prefilling) >= FAR_TOKENS:
-            # A rest that is no tile takes longer than one.
+        if any(one.num_computed >= FAR_TOKENS for one in prefilling):
+            # A tile takes ever longer there, which what was learned does not tell; a rest takes longer still.
             is_asked_for_less = self._target_s is not None and not num_tiles
             is_rest = num_pending < self._tile_rows
-            return MIN_PREFILL_TOKENS if is_rest or is_asked_for_less else max(num_tiles, 1) * self._tile_rows
+            return MIN_PREFILL_TOKENS if is_rest or is_asked_for_less else self._tile_rows
         is_cheap_together = len(prefilling) <= len(decoding) <= FEW_ANSWERS
         is_small = num_pending <= min(MIN_PREFILL_TOKENS, self._tile_rows - 1 - len(decoding))
         if not num_tiles or is_cheap_together or is_small:
@@ -120,18 +115,18 @@ class PrefillBudget:
         return min(max(self._decode_row_s / self._prefill_token_s, 1.0), MAX_DECODE_WORK)
 
     def prompts_alone(self, prefilling: list[Sequence], limit: int | None = None) -> PromptRows:
-        """For a step without decode rows: as many as take ``PREFILL_STEP_S``, in whole tiles. ``prefilling``:
-        in the order in which they get them. A short prompt before longer ones gets a step of one tile, so
-        that it need not wait for theirs.
+        """For a step of prompts, in their order: as many rows as take about ``PREFILL_STEP_S``, in whole
+        tiles. A short one before longer ones gets a step of one tile: it need not wait for theirs.
 
         ``limit``: what is left of the prompts' turn; then a rest is left for the answers' steps.
         """
         wanted = FIRST_STEP_TOKENS
-        if self._prefill_token_s is not None:
-            wanted = max(self._num_tiles(prefilling), 1) * self._grain
-        most = min(limit or self._max_tokens, self._max_tokens)
-        if self._tile_rows is not None and _is_short_among_long(prefilling, self._tile_rows):
+        if self._tile_rows is not None and _is_short_before_long(prefilling, self._tile_rows):
             wanted = self._tile_rows
+        elif self._prefill_token_s is not None:
+            grain = self._tile_rows or 2 * MIN_PREFILL_TOKENS
+            wanted = max(round(PREFILL_STEP_S / self._prefill_token_s / grain), 1) * grain
+        most = min(limit or self._max_tokens, self._max_tokens)
         return PromptRows(min(wanted, most), most)
 
     def observe(self, plan: StepPlan, elapsed_s: float) -> None:
@@ -140,48 +135,18 @@ class PrefillBudget:
         if not num_prefill:
             self._decode_step_s = _smooth(self._decode_step_s, elapsed_s)
             self._decode_row_s = _smooth(self._decode_row_s, elapsed_s / plan.num_decode_rows)
-        elif num_prefill >= MIN_PREFILL_TOKENS:
+        elif num_prefill > MIN_PREFILL_TOKENS - 4:  # a grain, in fours with the answers
             decode_s = (self._decode_step_s or 0.0) if plan.num_decode_rows else 0.0
             per_token_s = max(elapsed_s - decode_s, 0.1 * elapsed_s) / num_prefill
-            self._learn_token(per_token_s, _mean_depth(plan))
-
-    @property
-    def _grain(self) -> int:
-        return self._tile_rows or 2 * MIN_PREFILL_TOKENS
-
-    def _num_tiles(self, prefilling: list[Sequence], target_s: float | None = None) -> int:
-        """How many grains of these prompts take about as long as a step may, or ``target_s``."""
-        assert self._prefill_token_s is not None
-        depth = _depth(prefilling)
-        grain_s = self._grain * (self._prefill_token_s + depth * self._depth_s)
-        if target_s is not None:
-            return round(target_s / grain_s)
-        return int(FAR_STEP_S / grain_s) if depth >= FAR_TOKENS else round(PREFILL_STEP_S / grain_s)
-
-    def _learn_token(self, per_token_s: float, depth: float) -> None:
-        if depth < FAR_TOKENS or self._prefill_token_s is None:
             self._prefill_token_s = _smooth(self._prefill_token_s, per_token_s)
-        else:
-            more_s = max(per_token_s - self._prefill_token_s, 0.0)
-            self._depth_s = _smooth(self._depth_s or None, more_s / depth)
 
 
 def _smooth(old: float | None, new: float) -> float:
     return new if old is None else old + _SMOOTHING * (new - old)
 
 
-def _depth(prefilling: list[Sequence]) -> int:
-    """Of the prompt that is furthest: how many of its tokens are computed."""
-    return max((one.num_computed for one in prefilling), default=0)
-
-
-def _mean_depth(plan: StepPlan) -> float:
-    """How many tokens lie before a chunk of a prompt, on average over the rows."""
-    prompts = [chunk for chunk in plan.chunks if not chunk.is_decode]
-    return sum(chunk.start * chunk.count for chunk in prompts) / sum(chunk.count for chunk in prompts)
-
-
-def _is_short_among_long(prefilling: list[Sequence], num_rows: int) -> bool:
-    """Whether the first is a whole prompt of ``num_rows`` at most, and longer ones wait behind it."""
-    lengths = [one.num_pending for one in prefilling]
-    return max(lengths, default=0) > num_rows >= lengths[0] and not prefilling[0].num_computed
+def _is_short_before_long(prefilling: list[Sequence], num_rows: int) -> bool:
+    """Whether the first is one of at most ``num_rows``, without what was cached, and another has more."""
+    if not prefilling or prefilling[0].num_known - prefilling[0].num_cached > num_rows:
+        return False
+    return any(one.num_pending > num_rows for one in prefilling)

@@ -316,7 +316,7 @@ class Scheduler:
             current.prompt_rows = turn  # the answers that wait for these have turns of their own
         if turn is not None and current.prompt_rows > 0:
             rows = self._budget.prompts_alone(prefilling, current.prompt_rows)
-            current.prompt_rows -= self._plan_prompts(prefilling, rows, max_rows, chunks)
+            current.prompt_rows -= max(self._plan_prompts(prefilling, rows, max_rows, chunks), rows.wanted)
         if not chunks:
             num_rows = self._plan_answers(decoding, self._budget.answer_rows(max_rows), chunks)
             if turn is None:
