@@ -18,6 +18,7 @@ import numpy.typing as npt
 from nexa_runtime.config import Settings, load_settings
 from nexa_runtime.engine.generation_lane import StepCounts
 from nexa_runtime.engine.model_engine import ModelEngine
+from nexa_runtime.engine.sequence import StepPlan, StepResult
 from nexa_runtime.llama import Context, ContextParams, DecodeStatus, Model
 from nexa_runtime.server.app import App, bind, bind_metrics
 from nexa_runtime.server.lifecycle import Server
@@ -210,3 +211,16 @@ def copy_model(out: Path, *, without: str = "", **changes: object) -> Path:
     writer.write_tensors_to_file()
     writer.close()
     return out
+
+
+def hold_steps(gate: threading.Event, loaded: LoadedModel) -> None:
+    """Let no step of a model that generates begin while ``gate`` is shut."""
+    assert loaded.engine.generation is not None
+    runner = loaded.engine.generation.runner
+    execute = runner.execute
+
+    def wait(plan: StepPlan) -> StepResult:
+        gate.wait()
+        return execute(plan)
+
+    runner.execute = wait  # type: ignore[method-assign]

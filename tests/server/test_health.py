@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,10 @@ import httpx
 import pytest
 
 from nexa_runtime.engine.model_engine import StepShape
-from nexa_runtime.engine.sequence import StepPlan, StepResult
 from nexa_runtime.exit_codes import ENGINE_HUNG
 from nexa_runtime.llama import Context, EmbeddingContext
-from nexa_runtime.serving.loaded import LoadedModel
 from tests.server.child import FAULTY, Child
-from tests.support import LiveServer, free_settings, wait_until
+from tests.support import LiveServer, free_settings, hold_steps, wait_until
 
 Make = Callable[..., LiveServer]
 
@@ -34,18 +33,7 @@ def gate() -> Iterator[threading.Event]:
 
 @pytest.fixture
 def held(gate: threading.Event) -> Iterator[LiveServer]:
-    def hold(loaded: LoadedModel) -> None:
-        assert loaded.engine.generation is not None
-        runner = loaded.engine.generation.runner
-        execute = runner.execute
-
-        def wait(plan: StepPlan) -> StepResult:
-            gate.wait()
-            return execute(plan)
-
-        runner.execute = wait  # type: ignore[method-assign]
-
-    with LiveServer(free_settings(NEXA_STEP_LIMIT_S=1.5), hold) as live:
+    with LiveServer(free_settings(NEXA_STEP_LIMIT_S=1.5), partial(hold_steps, gate)) as live:
         yield live
         gate.set()
 

@@ -3,15 +3,14 @@
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import httpx
 import pytest
 
-from nexa_runtime.engine.sequence import StepPlan, StepResult
-from nexa_runtime.serving.loaded import LoadedModel
 from nexa_runtime.usage import UsageRecord
-from tests.support import LiveServer, free_settings, wait_until
+from tests.support import LiveServer, free_settings, hold_steps, wait_until
 
 
 class ListSink:
@@ -185,18 +184,7 @@ def test_a_stop_leaves_the_records_of_what_ran() -> None:
 def test_a_request_whose_step_hangs_at_the_end_leaves_one(monkeypatch: pytest.MonkeyPatch) -> None:
     gate, kept, statuses = threading.Event(), ListSink(), list[int]()
 
-    def hold(loaded: LoadedModel) -> None:
-        assert loaded.engine.generation is not None
-        runner = loaded.engine.generation.runner
-        execute = runner.execute
-
-        def wait(plan: StepPlan) -> StepResult:
-            gate.wait()
-            return execute(plan)
-
-        runner.execute = wait  # type: ignore[method-assign]
-
-    live = LiveServer(free_settings(NEXA_STEP_LIMIT_S=0), hold)
+    live = LiveServer(free_settings(NEXA_STEP_LIMIT_S=0), partial(hold_steps, gate))
     live.app.recorder.sinks = (kept,)
     engine, pool = live.app.dispatcher.engine, live.app.dispatcher.pool
     stop, close = engine.stop, pool.close
