@@ -3,9 +3,10 @@
 Owns what was learned of the machine's speed. Pure: measured times come in. The scheduler asks it.
 """
 
+import itertools
 from dataclasses import dataclass
 
-from nexa_runtime.engine.sequence import Sequence, StepPlan
+from nexa_runtime.engine.sequence import StepPlan
 
 MIN_PREFILL_TOKENS = 32
 """Prefill's part of a mixed step; prompts never starve. Also the grain of the budget, so that step shapes
@@ -34,6 +35,17 @@ class PromptRows:
 
     wanted: int
     most: int
+
+
+@dataclass(frozen=True, slots=True)
+class PendingPrompt:
+    """What is to come of a prompt: ``count`` tokens after the ``start`` that are computed or cached. ``own``:
+    how many it had to compute in all, without what was cached.
+    """
+
+    start: int
+    count: int
+    own: int
 
 
 class PrefillBudget:
@@ -82,9 +94,9 @@ class PrefillBudget:
         grains = max(1, affordable // MIN_PREFILL_TOKENS)
         return min(grains * MIN_PREFILL_TOKENS, self._max_tokens)
 
-    def turn(self, decoding: list[Sequence], prefilling: list[Sequence]) -> int | None:
-        """Where prompts and answers have steps of their own: rows that prompts take between two steps of
-        answers. None: they share steps.
+    def turn(self, num_answers: int, prompts: list[PendingPrompt]) -> int | None:
+        """Where prompts and answers have steps of their own: rows that prompts, in their order, take between
+        two steps of answers. None: they share steps.
 
         Larger turns waste less: what is alike from step to step is not built anew. More than one step of
         answers between would be taken by few of them, while those that wait have none.
@@ -93,16 +105,19 @@ class PrefillBudget:
             return None
         limit_s = PREFILL_STEP_S if self._target_s is None else self._target_s
         num_tiles = round(limit_s / self._prefill_token_s / self._tile_rows)
-        num_pending = sum(one.num_pending for one in prefilling)
-        if any(one.num_computed >= FAR_TOKENS for one in prefilling):
+        num_pending = sum(one.count for one in prompts)
+        num_near = sum(one.count for one in itertools.takewhile(lambda one: one.start < FAR_TOKENS, prompts))
+        if not num_near:
             # A tile takes ever longer there, which what was learned does not tell; a rest takes longer still.
             is_asked_for_less = self._target_s is not None and not num_tiles
             is_rest = num_pending < self._tile_rows
             return MIN_PREFILL_TOKENS if is_rest or is_asked_for_less else self._tile_rows
-        is_cheap_together = len(prefilling) <= len(decoding) <= FEW_ANSWERS
-        is_small = num_pending <= min(MIN_PREFILL_TOKENS, self._tile_rows - 1 - len(decoding))
+        is_cheap_together = len(prompts) <= num_answers <= FEW_ANSWERS
+        is_small = num_pending <= min(MIN_PREFILL_TOKENS, self._tile_rows - 1 - num_answers)
         if not num_tiles or is_cheap_together or is_small:
             return None
+        if num_near < num_pending:
+            num_tiles = min(num_tiles, max(num_near // self._tile_rows, 1))
         return num_tiles * self._tile_rows
 
     @property
@@ -114,14 +129,14 @@ class PrefillBudget:
             return DEFAULT_DECODE_WORK
         return min(max(self._decode_row_s / self._prefill_token_s, 1.0), MAX_DECODE_WORK)
 
-    def prompts_alone(self, prefilling: list[Sequence], limit: int | None = None) -> PromptRows:
+    def prompts_alone(self, prompts: list[PendingPrompt], limit: int | None = None) -> PromptRows:
         """For a step of prompts, in their order: as many rows as take about ``PREFILL_STEP_S``, in whole
         tiles. A short one before longer ones gets a step of one tile: it need not wait for theirs.
 
         ``limit``: what is left of the prompts' turn; then a rest is left for the answers' steps.
         """
         wanted = FIRST_STEP_TOKENS
-        if self._tile_rows is not None and _is_short_before_long(prefilling, self._tile_rows):
+        if self._tile_rows is not None and _is_short_before_long(prompts, self._tile_rows):
             wanted = self._tile_rows
         elif self._prefill_token_s is not None:
             grain = self._tile_rows or 2 * MIN_PREFILL_TOKENS
@@ -145,8 +160,6 @@ def _smooth(old: float | None, new: float) -> float:
     return new if old is None else old + _SMOOTHING * (new - old)
 
 
-def _is_short_before_long(prefilling: list[Sequence], num_rows: int) -> bool:
-    """Whether the first is one of at most ``num_rows``, without what was cached, and another has more."""
-    if not prefilling or prefilling[0].num_known - prefilling[0].num_cached > num_rows:
-        return False
-    return any(one.num_pending > num_rows for one in prefilling)
+def _is_short_before_long(prompts: list[PendingPrompt], num_rows: int) -> bool:
+    """Whether the first is one of at most ``num_rows``, and another has more."""
+    return bool(prompts) and prompts[0].own <= num_rows < max(one.count for one in prompts)

@@ -116,12 +116,17 @@ class Memory:
             self._slots.stop(sequence)
         self.num_preemptions += 1
 
+    def num_there(self, sequence: Sequence) -> int:
+        """Tokens of a sequence that need not be computed: they are, or they are cached."""
+        if sequence.sequence_id is not None:
+            return sequence.num_computed
+        return max(self._kv.match(sequence).num_tokens, self._host.match(sequence).num_tokens)
+
     def attach(self, sequence: Sequence, leaders: Iterable[Sequence], planned: dict[int, Chunk]) -> bool:
         """Give a sequence its id and the longest prefix that is there; False while one of ``leaders``
         computes more of it. ``planned`` as for ``make_room``.
         """
-        num_there = max(self._kv.match(sequence).num_tokens, self._host.match(sequence).num_tokens)
-        if self.leader_tokens(sequence, leaders) >= num_there + MIN_SHARED_TOKENS:
+        if self.leader_tokens(sequence, leaders) >= self.num_there(sequence) + MIN_SHARED_TOKENS:
             return False
         self._operations += self._kv.attach(sequence, self.make_id(sequence))
         if self._host.match(sequence).num_tokens >= sequence.num_computed + MIN_SHARED_TOKENS:

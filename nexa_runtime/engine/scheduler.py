@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from nexa_runtime.engine.adapter_sets import AdapterTurns
-from nexa_runtime.engine.budget import MIN_PREFILL_TOKENS, PrefillBudget, PromptRows
+from nexa_runtime.engine.budget import MIN_PREFILL_TOKENS, PendingPrompt, PrefillBudget, PromptRows
 from nexa_runtime.engine.fair_queue import Accounts
 from nexa_runtime.engine.host_cache import HostCache
 from nexa_runtime.engine.kv_cache import KvCache
@@ -38,6 +38,9 @@ from nexa_runtime.engine.slots import Slots
 
 PREFILL_WORK = 1.0
 """Work units of a prompt token; those of a decode row are learned (``PrefillBudget.decode_work``)."""
+
+_PROMPTS_IN_VIEW = 8
+"""As many of those in line say how large a step of prompts is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,14 +311,15 @@ class Scheduler:
         chunks: dict[int, Chunk] = {}
         decoding = [one for one in running if one.is_decoding]
         prefilling = self._prefilling(running)
+        prompts = [self._pending(one) for one in prefilling[:_PROMPTS_IN_VIEW]]
         is_awaited = self._is_awaited(running)
         current, turn = self._turns.current, None
         if prefilling and (decoding or is_awaited):
-            turn = self._budget.turn(decoding, prefilling)
+            turn = self._budget.turn(len(decoding), prompts)
         if turn is not None and not decoding:
             current.prompt_rows = turn  # the answers that wait for these have turns of their own
         if turn is not None and current.prompt_rows > 0:
-            rows = self._budget.prompts_alone(prefilling, current.prompt_rows)
+            rows = self._budget.prompts_alone(prompts, current.prompt_rows)
             current.prompt_rows -= max(self._plan_prompts(prefilling, rows, max_rows, chunks), rows.wanted)
         if not chunks:
             num_rows = self._plan_answers(decoding, self._budget.answer_rows(max_rows), chunks)
@@ -323,7 +327,7 @@ class Scheduler:
                 if num_rows or is_awaited:
                     rows = self._budget.mixed(num_rows)
                 else:
-                    rows = self._budget.prompts_alone(prefilling)
+                    rows = self._budget.prompts_alone(prompts)
                 self._plan_prompts(prefilling, rows, max_rows - num_rows, chunks)
             current.prompt_rows = turn or 0
         return chunks
@@ -339,6 +343,11 @@ class Scheduler:
         waiting = [sequence for sequence in running if not sequence.is_decoding]
         waiting.sort(key=lambda one: (self._accounts.virtual_time(one.share.tenant_id), one.arrival))
         return waiting
+
+    def _pending(self, sequence: Sequence) -> PendingPrompt:
+        start = self._memory.num_there(sequence)
+        cached = start if sequence.sequence_id is None else sequence.num_cached
+        return PendingPrompt(start, sequence.num_known - start, sequence.num_known - cached)
 
     def _plan_answers(self, decoding: list[Sequence], room: int, chunks: dict[int, Chunk]) -> int:
         """Plan a row for each, and more for those that have forced tokens, ``room`` at most. Where there is

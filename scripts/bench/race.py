@@ -18,6 +18,7 @@ import json
 import os
 import random
 import statistics
+import string
 import sys
 import tempfile
 import time
@@ -178,10 +179,23 @@ async def _turns(race: Race) -> Measures:
     return _tokens(results) | {"total_s": time.perf_counter() - start}
 
 
+async def _token_ids(race: Race, letters: str) -> list[int]:
+    """The token of each letter."""
+    ids = []
+    for letter in letters:
+        response = await race.client.post("/tokenize", json={"content": letter, "add_special": False})
+        response.raise_for_status()
+        ids.append(response.json()["tokens"][-1])
+    return ids
+
+
 async def _gap(race: Race) -> Measures:
-    """The longest time between two pieces of a running stream while an 1,800-word prompt is computed."""
+    """The longest time between two tokens of a running stream while an 1,800-word prompt is computed. The
+    stream is of letters: a token that is a part of a character would have no text, and not be seen.
+    """
     runner = Result()
     body = streamed({"prompt": race.own_words(20)}, 1500, seed=1)
+    body["logit_bias"] = dict.fromkeys(map(str, await _token_ids(race, string.ascii_lowercase)), 100)
     stream = asyncio.create_task(ask(race.client, body, result=runner))
     await until(lambda: len(runner.moments) >= 10)
     begin = time.perf_counter() - runner.sent_at

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nexa_runtime.engine.budget import MIN_PREFILL_TOKENS, PrefillBudget
+from nexa_runtime.engine.budget import FAR_TOKENS, MIN_PREFILL_TOKENS, PendingPrompt, PrefillBudget
 from nexa_runtime.engine.fair_queue import Accounts
 from nexa_runtime.engine.host_cache import HostCache
 from nexa_runtime.engine.kv_cache import Holding, KvCache, Reuse
@@ -616,7 +616,7 @@ def test_one_slow_step_is_forgotten() -> None:
         chunk = Chunk(prompt, depth, 64, wants_token=False, is_decode=False)
         for _ in range(steps):
             budget.observe(StepPlan((chunk,), ()), 64 * token_s)
-    assert budget.turn([make_sequence(1)], [make_sequence(2, 100), make_sequence(3, 100)]) == 192
+    assert budget.turn(1, [PendingPrompt(0, 100, 100)] * 2) == 192
 
 
 def test_few_answers_share_a_step_below_a_tile_until_the_prompt_is_far() -> None:
@@ -627,6 +627,42 @@ def test_few_answers_share_a_step_below_a_tile_until_the_prompt_is_far() -> None
     assert near[:17] == [(1, 59)] * 17
     assert (0, 64) in seen
     assert all(sum(one) <= 64 for one in seen)
+
+
+def test_a_cached_prefix_counts_before_the_first_step() -> None:
+    scheduler, runner = make_tiled(8, answers=5)
+    scheduler.add(make_sequence(30, 2000, max_new=1), 0.0)
+    while scheduler.is_alive(30):
+        shapes(scheduler, runner, 1)
+    follower = make_sequence(30, 2250)  # the next turn of the same conversation
+    scheduler.add(follower, 0.0)
+    assert shapes(scheduler, runner, 4) == [(5, 0), (0, 64), (5, 0), (0, 64)]
+    assert follower.num_cached == 2000
+
+
+def test_a_short_question_about_a_cached_text_does_not_wait_for_longer_ones() -> None:
+    scheduler, runner = make_tiled(8, answers=5)
+    scheduler.add(make_sequence(30, 300, tenant="quiet", max_new=1), 0.0)
+    while scheduler.is_alive(30):
+        shapes(scheduler, runner, 1)
+    scheduler.add(make_sequence(20, 900), 0.0)
+    assert shapes(scheduler, runner, 4) == [(5, 0), (0, 192)] * 2
+    scheduler.add(make_sequence(30, 340, tenant="quiet"), 0.0)
+    assert shapes(scheduler, runner, 2) == [(5, 0), (0, 64)]
+    assert scheduler._alive[30].is_decoding
+
+
+def test_a_near_prompt_before_a_far_one_has_larger_steps() -> None:
+    scheduler, runner = make_tiled(8, answers=5)
+    scheduler.add(make_sequence(20, 2000), 0.0)
+    while scheduler._alive[20].num_computed < FAR_TOKENS:
+        shapes(scheduler, runner, 1)
+    scheduler.add(make_sequence(21, 300, tenant="quiet"), 0.0)
+    shapes(scheduler, runner, 4)  # the far one is first in line, and its turns are a tile each
+    assert scheduler._alive[20].num_computed == FAR_TOKENS + 2 * 64 + 64
+    seen = [rows for answers, rows in shapes(scheduler, runner, 4) if not answers]
+    assert seen == [192, 64]
+    assert scheduler._alive[21].num_computed == 64 + 192
 
 
 def test_a_target_bounds_the_turn() -> None:
