@@ -71,6 +71,12 @@ class HostCache:
         """Memory of all blocks."""
         return self._num_tokens * self._cell_bytes
 
+    def has_room(self, num_tokens: int) -> bool:
+        """Whether so many would be kept, and nothing forgotten for them."""
+        num_blocks = len(self._blocks) + num_tokens // BLOCK_TOKENS + 1
+        fits = self._num_tokens + num_tokens <= self._max_tokens and num_blocks <= MAX_BLOCKS
+        return fits and num_tokens >= MIN_SHARED_TOKENS
+
     def match(self, sequence: Sequence) -> HostMatch:
         """The longest prefix of ``sequence`` in its namespace, all but its last known token at most."""
         blocks, start, end, limit = [], 0, 0, sequence.num_known - 1

@@ -268,20 +268,22 @@ class KvCache:
 
         ranked = [
             (place, holding.last_used, holding)
-            for holding in self._holdings.values()
-            if holding.is_resident and not holding.is_pinned and (place := rank(holding)) is not None
+            for holding in self.residents()
+            if (place := rank(holding)) is not None
         ]
         return [holding for *_, holding in sorted(ranked, key=lambda entry: entry[:2])]
+
+    def residents(self) -> list[Holding]:
+        """What has ended and may go: public prefixes may not."""
+        return [one for one in self._holdings.values() if one.is_resident and not one.is_pinned]
 
     def above_floors(self) -> list[Holding]:
         """Residents without which their tenants still hold what is promised to them."""
         held = self.tenant_cells()
         return [
             one
-            for one in self._holdings.values()
-            if one.is_resident
-            and not one.is_pinned
-            and held[(share := one.sequence.share).tenant_id] - self._num_held(one) >= share.cache_floor_cells
+            for one in self.residents()
+            if held[(share := one.sequence.share).tenant_id] - self._num_held(one) >= share.cache_floor_cells
         ]
 
     def num_resident_cells(self) -> int:

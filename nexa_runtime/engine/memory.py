@@ -188,9 +188,15 @@ class Memory:
         return self._kv.match(sequence) if sequence.sequence_id is None else Match(None, 0)
 
     def _longest_idle(self) -> Holding | None:
-        """The least recently used resident that nothing promises to keep and that has cells of its own."""
-        residents = sorted(self._kv.above_floors(), key=lambda one: one.last_used)
-        return next((one for one in residents if self._kv.num_reclaimable([one])), None)
+        """The least recently used resident that has cells of its own, and breaks no promise if it goes: its
+        tenant has its floor without it, or host memory has room to spare for it.
+        """
+        above = {one.sequence_id for one in self._kv.above_floors()}
+        for one in sorted(self._kv.residents(), key=lambda one: one.last_used):
+            is_kept = one.sequence_id in above or self._host.has_room(one.num_cells)
+            if is_kept and self._kv.num_reclaimable([one]):
+                return one
+        return None
 
     def _give_up(self, requester: Sequence) -> bool:
         """Evict one resident or take one paused sequence's KV; False if there is neither."""

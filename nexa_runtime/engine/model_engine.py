@@ -20,7 +20,8 @@ from nexa_runtime.engine.scheduler import SchedulerStats, TenantCounts
 from nexa_runtime.engine.sequence import TenantShare
 from nexa_runtime.errors import NexaError, ShuttingDownError
 
-_COUNT_INTERVAL_S = 0.1
+_COUNT_INTERVAL_S = 0.5
+"""How old the counts that others read may be: each looks at every cell."""
 
 News = Delta | Embedded
 

@@ -5,7 +5,6 @@ the engine that touches C; it decides nothing and changes no sequence. When a st
 tried one by one, so that only the one at fault ends. The engine thread calls it.
 """
 
-import math
 import time
 from collections import Counter
 from typing import assert_never
@@ -198,7 +197,7 @@ class Runner:
         samplers = [self._samplers[key] for key in keys]
         if all(sampler.is_plain_greedy for sampler in samplers):
             best = sample_greedy(logits)
-            if all(math.isfinite(row[token]) for row, token in zip(logits, best, strict=True)):
+            if best is not None:
                 choices.update((key, Choice((token,))) for key, token in zip(keys, best, strict=True))
                 return
         for key, sampler, row in zip(keys, samplers, logits, strict=True):

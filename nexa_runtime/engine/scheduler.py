@@ -182,9 +182,9 @@ class Scheduler:
     def schedule(self, now: float) -> StepPlan | None:
         """The next step, or None when there is nothing to do. ``now`` in seconds."""
         self._fill_slots(now)
-        chunks = self._plan_chunks()
-        if self._has_ended:
+        if self._has_ended:  # before newcomers take cells: theirs are the ones that this frees
             self._has_ended = self._memory.cool()
+        chunks = self._plan_chunks()
         operations = tuple(self._operations)
         self._operations.clear()
         return StepPlan(tuple(chunks.values()), operations) if chunks or operations else None
@@ -289,16 +289,22 @@ class Scheduler:
         assert all(count <= active[tenant_id] for tenant_id, count in self._num_alive.items())
 
     def _fill_slots(self, now: float) -> None:
-        """Make every change that is due and fits."""
-        while self._slots.num_waiting and self._change_slots(now):
+        """Make every change that is due and fits; what is paused for one waits for the next step at least, so
+        that claims which contradict each other come to an end.
+        """
+        stopped: set[int] = set()
+        while self._slots.num_waiting and self._change_slots(now, stopped):
             pass
 
-    def _change_slots(self, now: float) -> bool:
+    def _change_slots(self, now: float, stopped: set[int]) -> bool:
         for change in self._slots.due_changes():
+            if change.sequence.key in stopped:
+                continue
             pauses = self._memory.pauses_for(change)
             if pauses is not None:
                 for sequence in pauses:
                     self._slots.stop(sequence)
+                    stopped.add(sequence.key)
                     self._num_pauses += 1
                 self._slots.start(change.sequence, now)
                 return True

@@ -110,7 +110,9 @@ class Slots:
             guaranteed = {one.share.tenant_id: one.share.guaranteed_slots for one in self.running}
             borrowers = [name for at, name in ahead if at >= now_at and held[name] > guaranteed[name]]
             if borrowers:
-                return self._running_of(borrowers[-1])
+                # No more than they have beyond their own guarantee: they would claim that back at once.
+                name = borrowers[-1]
+                return self._running_of(name)[: held[name] - guaranteed[name]]
         if not ahead:
             return ()
         furthest_at, furthest = ahead[-1]

@@ -11,6 +11,7 @@ A constraint is asked about the token drawn, and rules the others out only if it
 after that makes the distribution the one of the allowed tokens. Source: ``common_sampler_sample``.
 """
 
+import math
 from collections import deque
 
 import numpy as np
@@ -32,9 +33,14 @@ from nexa_runtime.llama.sampling_params import (
 from nexa_runtime.llama.vocab import Tokens, Vocab
 
 
-def sample_greedy(logits: Logits) -> list[int]:
-    """The largest logit of each row; of equal ones the first, as in ``llama_sampler_init_greedy``."""
-    return [int(token) for token in logits.argmax(axis=1)]
+def sample_greedy(logits: Logits) -> list[int] | None:
+    """The largest logit of each row; of equal ones the first, as in ``llama_sampler_init_greedy``.
+
+    None where one of them is no finite number: each row is to be looked at then (``Sampler.sample``).
+    """
+    best: list[int] = logits.argmax(axis=1).tolist()
+    is_sound = all(math.isfinite(logits.item(row, token)) for row, token in enumerate(best))
+    return best if is_sound else None
 
 
 class Sampler:

@@ -73,7 +73,7 @@ def test_after_a_failed_step_each_is_tried_alone_with_its_own_adapters(
 
 
 def test_little_memory_mixes_no_sets(make: Callable[..., Harness]) -> None:
-    harness = make(slots=4, num_cells=512, host_bytes=100_000_000, max_warm_cells=0)
+    harness = make(slots=4, num_cells=512, host_bytes=100_000_000)
     story = "Please be kind and polite. " * 16
     keys = []
     for _ in range(2):

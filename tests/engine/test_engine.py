@@ -118,11 +118,12 @@ class Harness:
         ignore_eos: bool = False,
         namespace: str = "demo",
         adapters: AdapterSet = NO_ADAPTERS,
+        share: TenantShare = SHARE,
     ) -> int:
         key = next(self._keys)
         prompt = self.prompt(question)
         request = GenerationRequest(
-            prompt, max_new, sampling, SHARE, namespace, adapters, stops=stops, ignore_eos=ignore_eos
+            prompt, max_new, sampling, share, namespace, adapters, stops=stops, ignore_eos=ignore_eos
         )
         self.engine.submit(key, request)
         return key

@@ -201,6 +201,22 @@ def test_warm_cells_are_bounded(harness: Callable[..., Harness]) -> None:
     assert one.end(again).num_cached_tokens == len(one.prompt(LONG)) - 1
 
 
+@pytest.mark.parametrize("host_bytes", [10**8, 100_000])
+def test_a_floor_is_kept_in_host_memory_where_that_has_room(
+    harness: Callable[..., Harness], host_bytes: int
+) -> None:
+    one = harness(num_cells=4096, host_bytes=host_bytes, max_warm_cells=0)
+    share = TenantShare("demo", cache_floor_cells=1000)
+    one.submit(LONG, max_new=2, share=share)
+    one.run()
+    num_tokens = len(one.prompt(LONG)) + 1
+    has_room = host_bytes >= num_tokens * one.model.kv_cell_bytes
+    assert one.scheduler.stats().num_used_cells == (0 if has_room else num_tokens)
+    again = one.submit(LONG, max_new=2, share=share)
+    one.run()
+    assert one.end(again).num_cached_tokens == num_tokens - 2
+
+
 def test_a_damaged_prefix_is_computed_again(harness: Callable[..., Harness]) -> None:
     one = harness(num_cells=4096, host_bytes=10**8, max_warm_cells=0)
     first = one.submit(LONG, max_new=8, ignore_eos=True)

@@ -198,6 +198,10 @@ def test_greedy_takes_the_largest_and_the_first_of_equals() -> None:
     rows = np.stack([logits(1), logits(2)])
     rows[0, [40, 70]] = 99.0
     assert sample_greedy(rows) == [40, int(rows[1].argmax())]
+    rows[1, 7] = np.nan  # the largest, for argmax
+    assert sample_greedy(rows) is None
+    rows[1] = -np.inf
+    assert sample_greedy(rows) is None
 
 
 def test_a_seed_gives_the_same_tokens_again_and_none_gives_others() -> None:
