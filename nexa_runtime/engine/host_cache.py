@@ -182,7 +182,7 @@ class HostCache:
         while self._num_tokens + num_tokens > self._max_tokens or len(self._blocks) >= MAX_BLOCKS:
             held = self.tenant_bytes()
             mine = held.get(share.tenant_id, 0) + num_tokens * self._cell_bytes
-            victim = self._victim(keep, held)
+            victim = self._victim(keep, held, share.tenant_id)
             if victim is None or (
                 victim.share.tenant_id != share.tenant_id
                 and held[victim.share.tenant_id] / victim.share.weight < mine / share.weight
@@ -191,9 +191,24 @@ class HostCache:
             operations.append(self._forget(victim))
         return True
 
-    def _victim(self, keep: set[int], held: Mapping[str, int]) -> _Block | None:
-        """The least recently used end of a prefix, of the tenant that has most for its weight."""
-        ends = [one for one in self._blocks.values() if not one.children and one.number not in keep]
+    def _victim(self, keep: set[int], held: Mapping[str, int], taker: str) -> _Block | None:
+        """The least recently used end of a prefix, of the tenant that has most for its weight. What others
+        than ``taker`` have up to their floor stays: it may have left its cells for that.
+        """
+        shares = {one.share.tenant_id: one.share for one in self._blocks.values()}
+        # As in the KV cache, floors never keep more than half of it from those who compute.
+        scale = min(1.0, self._max_tokens / 2 / max(sum(one.cache_floor_cells for one in shares.values()), 1))
+
+        def may_go(block: _Block) -> bool:
+            tenant_id = block.share.tenant_id
+            rest = held[tenant_id] / self._cell_bytes - len(block.tokens)
+            return tenant_id == taker or rest >= scale * shares[tenant_id].cache_floor_cells
+
+        ends = [
+            one
+            for one in self._blocks.values()
+            if not one.children and one.number not in keep and may_go(one)
+        ]
         return min(
             ends, key=lambda one: (-held[one.share.tenant_id] / one.share.weight, one.last_used), default=None
         )

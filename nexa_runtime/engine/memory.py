@@ -142,8 +142,13 @@ class Memory:
         if self._max_warm_cells is None:
             return False
         num_excess = self._kv.num_resident_cells() - self._max_warm_cells
+        newcomers = (one for one in self._slots.running if one.sequence_id is None)
+        wanted = {holding.sequence_id for one in newcomers if (holding := self._kv.match(one).holding)}
         num_moved = 0
-        while num_moved < min(num_excess, _COOLED_CELLS) and (resident := self._longest_idle()) is not None:
+        while num_moved < min(num_excess, _COOLED_CELLS):
+            resident = self._longest_idle(wanted)
+            if resident is None:
+                break
             num_moved += self._kv.num_reclaimable([resident])
             self._give_back(resident, is_sound=True)
         return num_moved > 0
@@ -187,14 +192,20 @@ class Memory:
     def _match(self, sequence: Sequence) -> Match:
         return self._kv.match(sequence) if sequence.sequence_id is None else Match(None, 0)
 
-    def _longest_idle(self) -> Holding | None:
-        """The least recently used resident that has cells of its own, and breaks no promise if it goes: its
-        tenant has its floor without it, or host memory has room to spare for it.
+    def _longest_idle(self, wanted: set[int]) -> Holding | None:
+        """The least recently used resident that has cells of its own, whose id is not one of ``wanted``, and
+        that breaks no promise if it goes: host memory has room to spare for it, or its tenant has its floor
+        without it.
         """
-        above = {one.sequence_id for one in self._kv.above_floors()}
+        above: set[int] | None = None
         for one in sorted(self._kv.residents(), key=lambda one: one.last_used):
-            is_kept = one.sequence_id in above or self._host.has_room(one.num_cells)
-            if is_kept and self._kv.num_reclaimable([one]):
+            if one.sequence_id in wanted or not self._kv.num_reclaimable([one]):
+                continue
+            if self._host.has_room(one.num_cells):
+                return one
+            if above is None:
+                above = {holding.sequence_id for holding in self._kv.above_floors()}
+            if one.sequence_id in above:
                 return one
         return None
 

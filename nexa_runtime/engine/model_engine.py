@@ -67,10 +67,13 @@ class ModelEngine:
         """Set by the engine: makes its thread look into the inboxes."""
         self.is_stopping = False
         self.stats = SchedulerStats()
-        """Counts of all sequences; any thread may read it. Up to a tenth of a second old while steps run."""
+        """Counts of all sequences; any thread may read it. Up to half a second old while steps run,
+        but never older than an end.
+        """
         self.tenant_counts: dict[str, TenantCounts] = {}
         """The same by tenant."""
         self._counted_at = 0.0
+        self._num_counted = 0
         self._news: list[News] = []
         self._inbox: deque[_Submit | _Abort | _UpdateShare] = deque()
         self._gate = threading.Lock()
@@ -147,8 +150,9 @@ class ModelEngine:
         self.take_inbox()
         is_busy = self._step_lane()
         now = time.monotonic()
-        if now - self._counted_at > _COUNT_INTERVAL_S:
-            self._counted_at = now
+        num_live = self.generation.num_live if self.generation is not None else 0
+        if num_live != self._num_counted or now - self._counted_at > _COUNT_INTERVAL_S:
+            self._counted_at, self._num_counted = now, num_live
             self._count()
         return is_busy
 

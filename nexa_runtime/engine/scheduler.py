@@ -116,6 +116,7 @@ class Scheduler:
         self._has_ended = False
         """Whether a sequence has, since residents were last looked at."""
         self._budget = PrefillBudget(step_tokens, itl_target_s, tile_rows)
+        self._has_tiles = tile_rows is not None
         self._turns = AdapterTurns()
         self._next_answer = 0
         """Whose turn is next of the answers that find no room in one step together."""
@@ -317,13 +318,15 @@ class Scheduler:
         chunks: dict[int, Chunk] = {}
         decoding = [one for one in running if one.is_decoding]
         prefilling = self._prefilling(running)
-        prompts = [self._pending(one) for one in prefilling[:_PROMPTS_IN_VIEW]]
+        prompts = [self._pending(one) for one in prefilling[:_PROMPTS_IN_VIEW]] if self._has_tiles else []
         is_awaited = self._is_awaited(running)
         current, turn = self._turns.current, None
         if prefilling and (decoding or is_awaited):
             turn = self._budget.turn(len(decoding), prompts)
-        if turn is not None and not decoding:
-            current.prompt_rows = turn  # the answers that wait for these have turns of their own
+        if turn is not None:
+            # Without answers here, those that wait have turns of their own; else another prompt may be the
+            # first in line by now.
+            current.prompt_rows = min(current.prompt_rows, turn) if decoding else turn
         if turn is not None and current.prompt_rows > 0:
             rows = self._budget.prompts_alone(prompts, current.prompt_rows)
             current.prompt_rows -= max(self._plan_prompts(prefilling, rows, max_rows, chunks), rows.wanted)

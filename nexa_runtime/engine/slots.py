@@ -106,20 +106,24 @@ class Slots:
         now_at = self._accounts.virtual_time(mine.tenant_id)
         # Equal times are told apart by name, so that a schedule depends on nothing else.
         ahead = sorted((self._accounts.virtual_time(name), name) for name in held if name != mine.tenant_id)
+        claimed: tuple[Sequence, ...] = ()
         if held[mine.tenant_id] < mine.guaranteed_slots:
             guaranteed = {one.share.tenant_id: one.share.guaranteed_slots for one in self.running}
             borrowers = [name for at, name in ahead if at >= now_at and held[name] > guaranteed[name]]
             if borrowers:
                 # No more than they have beyond their own guarantee: they would claim that back at once.
                 name = borrowers[-1]
-                return self._running_of(name)[: held[name] - guaranteed[name]]
+                claimed = self._running_of(name)[: held[name] - guaranteed[name]]
         if not ahead:
             return ()
         furthest_at, furthest = ahead[-1]
         gap = furthest_at - now_at
         if gap > 2 * QUANTUM:
             names = [name for at, name in reversed(ahead) if at > now_at]
-            return tuple(one for name in names for one in self._running_of(name))
+            behind = [one for name in names for one in self._running_of(name) if one not in claimed]
+            return (*claimed, *behind)
+        if claimed:
+            return claimed
         losers = self._running_of(furthest)
         has_less = held[mine.tenant_id] * losers[0].share.weight <= held[furthest] * mine.weight
         return losers if gap > QUANTUM and has_less else ()

@@ -1,7 +1,7 @@
 """Where the values of the engine, the memory and the sources of limits come from, at a scrape.
 
 Owns which number of which room a metric is. Everything is read on the event loop, as it stands there; of the
-engine thread's numbers some may be a tenth of a second older. Nothing here waits, and nothing asks a disk.
+engine thread's numbers some may be half a second older. Nothing here waits, and nothing asks a disk.
 ``metrics`` calls it.
 """
 

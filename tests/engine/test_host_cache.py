@@ -15,15 +15,17 @@ from tests.engine.test_engine import Harness
 B = BLOCK_TOKENS
 
 
-def make(tokens: list[int], tenant: str = "demo", weight: float = 1.0) -> Sequence:
+def make(tokens: list[int], tenant: str = "demo", weight: float = 1.0, floor: int = 0) -> Sequence:
     prompt = np.array(tokens, dtype=np.int32)
-    share = TenantShare(tenant, weight=weight)
+    share = TenantShare(tenant, weight=weight, cache_floor_cells=floor)
     return Sequence(1, prompt, max_new_tokens=8, share=share, cache_namespace=tenant)
 
 
-def keep(cache: HostCache, tokens: list[int], tenant: str = "demo", weight: float = 1.0) -> list[object]:
+def keep(
+    cache: HostCache, tokens: list[int], tenant: str = "demo", weight: float = 1.0, floor: int = 0
+) -> list[object]:
     """Offload a resident of these tokens."""
-    sequence = make(tokens, tenant, weight)
+    sequence = make(tokens, tenant, weight, floor)
     sequence.num_computed, sequence.state = len(tokens), SequenceState.FINISHED
     operations = cache.offload(Holding(3, sequence, np.arange(len(tokens), dtype=np.int32), len(tokens), 0))
     cache.check_integrity()
@@ -176,6 +178,17 @@ def answers(harness: Harness) -> list[tuple[str, int]]:
         harness.run()
     harness.check_idle()
     return seen
+
+
+@pytest.mark.parametrize(("floor", "expected"), [(2 * B, 2 * B), (B, B)])
+def test_others_take_nothing_below_a_floor(floor: int, expected: int) -> None:
+    cache = HostCache(max_bytes=10 * 8 * B, cell_bytes=10)
+    mine = list(range(1, 2 * B + 1))
+    keep(cache, mine, "idle", floor=floor)
+    for begin in range(10_000, 200_000, 10_000):
+        keep(cache, list(range(begin, begin + B)), "busy", weight=8)
+    assert cached(cache, mine, "idle") == expected
+    assert cache.tenant_bytes()["busy"] == 10 * (8 * B - expected)
 
 
 def test_answers_are_the_same_when_prefixes_come_back_from_host_memory(

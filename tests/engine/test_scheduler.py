@@ -509,6 +509,47 @@ def test_guarantees_that_memory_cannot_keep_together_do_not_take_turns_for_ever(
     assert [new_tokens(one) for one in sequences] == [alone(one) for one in sequences]
 
 
+def test_one_large_request_gets_in_beside_a_tenant_that_never_pauses() -> None:
+    scheduler, runner = make_scheduler(slots=4, num_cells=300), FakeRunner()
+    large = make_sequence(999, 250, tenant="quiet", max_new=10)
+    keys = iter(range(1, 900))
+
+    def refill() -> None:
+        while scheduler.stats().num_waiting < 3:
+            scheduler.add(make_sequence(next(keys), 40, tenant="busy", max_new=20 + next(keys) % 20), 0.0)
+
+    for step in range(400):
+        refill()
+        if step == 20:
+            scheduler.add(large, 0.0)
+        plan = scheduler.schedule(0.0)
+        assert plan is not None
+        scheduler.commit(plan, runner.execute(plan))
+        if large.finish_reason is not None:
+            break
+    assert large.finish_reason is FinishReason.LENGTH
+
+
+def test_what_a_newcomer_goes_on_from_stays_in_its_cells() -> None:
+    scheduler = Scheduler(
+        slots=1,
+        step_tokens=64,
+        kv_cache=KvCache(num_ids=4, num_cells=1000),
+        accounts=Accounts(),
+        host_cache=HostCache(max_bytes=10**6, cell_bytes=10),
+        max_warm_cells=0,
+    )
+    runner = FakeRunner(1000)
+    for key in (1, 2, 3):
+        scheduler.add(shared_sequence(key, 1, 60, 5, 2, "a"), 0.0)
+    operations: list[KvOperation] = []
+    while (plan := scheduler.schedule(0.0)) is not None:
+        operations += plan.operations
+        scheduler.commit(plan, runner.execute(plan))
+    assert not any(isinstance(one, Reload) for one in operations)
+    assert scheduler.stats().num_used_cells == 0  # once nobody waits for it
+
+
 def test_a_prefix_is_kept_when_ids_run_out() -> None:
     scheduler, runner = make_scheduler(slots=1, num_cells=2000), FakeRunner()
     cached = []
