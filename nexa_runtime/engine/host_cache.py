@@ -12,7 +12,7 @@ from itertools import count
 
 import numpy as np
 
-from nexa_runtime.engine.kv_cache import MIN_SHARED_TOKENS, Holding, common_prefix
+from nexa_runtime.engine.kv_cache import MIN_SHARED_TOKENS, Holding, common_prefix, floor_scale
 from nexa_runtime.engine.sequence import Forget, KvOperation, Offload, Reload, Sequence, TenantShare, Tokens
 
 BLOCK_TOKENS = 256
@@ -196,8 +196,7 @@ class HostCache:
         than ``taker`` have up to their floor stays: it may have left its cells for that.
         """
         shares = {one.share.tenant_id: one.share for one in self._blocks.values()}
-        # As in the KV cache, floors never keep more than half of it from those who compute.
-        scale = min(1.0, self._max_tokens / 2 / max(sum(one.cache_floor_cells for one in shares.values()), 1))
+        scale = floor_scale((one.cache_floor_cells for one in shares.values()), self._max_tokens)
 
         def may_go(block: _Block) -> bool:
             tenant_id = block.share.tenant_id

@@ -254,8 +254,7 @@ class KvCache:
             one.sequence.share.tenant_id: one.sequence.share.cache_floor_cells
             for one in self._holdings.values()
         }
-        # Floors never keep more than half of the cells from those who compute.
-        scale = min(1.0, self.num_cells / 2 / max(sum(floors.values()), 1))
+        scale = floor_scale(floors.values(), self.num_cells)
 
         def rank(holding: Holding) -> int | None:
             share = holding.sequence.share
@@ -353,6 +352,13 @@ class KvCache:
     def _touch(self, holding: Holding) -> None:
         self._uses += 1
         holding.last_used = self._uses
+
+
+def floor_scale(floors: Iterable[int], num_tokens: int) -> float:
+    """The part of each floor that is kept: all of them together no more than half of ``num_tokens``, so that
+    those who compute have the rest.
+    """
+    return min(1.0, num_tokens / 2 / max(sum(floors), 1))
 
 
 def common_prefix(left: npt.NDArray[np.int32], right: npt.NDArray[np.int32], *, above: int = 0) -> int:

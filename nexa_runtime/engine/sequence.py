@@ -44,7 +44,8 @@ class TenantShare:
     """All that the engine knows of a tenant.
 
     ``weight``: its part of the token work. ``guaranteed_slots``: always reclaimable from others.
-    ``max_slots``: None for all. ``cache_floor_cells``: resident cells that others may not evict.
+    ``max_slots``: None for all. ``cache_floor_cells``: tokens of its prefixes that
+    others may not evict, from cells or from host memory.
     """
 
     tenant_id: str
