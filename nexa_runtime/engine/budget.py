@@ -31,7 +31,7 @@ _SMOOTHING = 0.2
 
 @dataclass(frozen=True, slots=True)
 class PromptRows:
-    """Rows of a step that prompts get: ``wanted``, and ``most``, where a short rest would be left over."""
+    """Rows of a step that prompts get: ``wanted``, and up to ``most`` to leave no short rest of one over."""
 
     wanted: int
     most: int
@@ -73,12 +73,13 @@ class PrefillBudget:
         """
         wanted = self._affordable()
         if self._tile_rows is None or wanted >= self._tile_rows:
-            return PromptRows(wanted, self._max_tokens)
+            return PromptRows(wanted, min(wanted + MIN_PREFILL_TOKENS, self._max_tokens))
         most = max(self._tile_rows - 1 - num_decode_rows, MIN_PREFILL_TOKENS)
         if self._target_s is None and self._prefill_token_s is not None:
             wanted = max(wanted, min(most, int(PREFILL_STEP_S / self._prefill_token_s)))
         # llama.cpp multiplies four rows at a time.
-        return PromptRows(wanted - (num_decode_rows + wanted) % 4, most)
+        wanted -= (num_decode_rows + wanted) % 4
+        return PromptRows(wanted, min(wanted + MIN_PREFILL_TOKENS, most))
 
     def answer_rows(self, max_rows: int) -> int:
         """Most rows that answers take in a step of ``max_rows``: fewer than a tile, in which each of them
@@ -131,7 +132,8 @@ class PrefillBudget:
 
     def prompts_alone(self, prompts: list[PendingPrompt], limit: int | None = None) -> PromptRows:
         """For a step of prompts, in their order: as many rows as take about ``PREFILL_STEP_S``, in whole
-        tiles. A short one before longer ones gets a step of one tile: it need not wait for theirs.
+        tiles, and half as many more where that is the rest of one. A short one before longer ones gets a step
+        of one tile: it need not wait for theirs.
 
         ``limit``: what is left of the prompts' turn; then a rest is left for the answers' steps.
         """
@@ -142,7 +144,8 @@ class PrefillBudget:
             grain = self._tile_rows or 2 * MIN_PREFILL_TOKENS
             wanted = max(round(PREFILL_STEP_S / self._prefill_token_s / grain), 1) * grain
         most = min(limit or self._max_tokens, self._max_tokens)
-        return PromptRows(min(wanted, most), most)
+        wanted = min(wanted, most)
+        return PromptRows(wanted, min(wanted + wanted // 2, most))
 
     def observe(self, plan: StepPlan, elapsed_s: float) -> None:
         """Learn from a step's time, in seconds."""

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from nexa_runtime.engine.adapter_sets import AdapterTurns
-from nexa_runtime.engine.budget import MIN_PREFILL_TOKENS, PendingPrompt, PrefillBudget, PromptRows
+from nexa_runtime.engine.budget import PendingPrompt, PrefillBudget, PromptRows
 from nexa_runtime.engine.fair_queue import Accounts
 from nexa_runtime.engine.host_cache import HostCache
 from nexa_runtime.engine.kv_cache import KvCache
@@ -385,8 +385,7 @@ class Scheduler:
                 break
             if sequence.sequence_id is not None or self._memory.attach(sequence, self._leaders(), chunks):
                 # A short rest is not worth another step, which a newcomer would have to wait for.
-                is_nearly_all = sequence.num_pending <= min(budget + MIN_PREFILL_TOKENS, room)
-                count = sequence.num_pending if is_nearly_all else budget
+                count = sequence.num_pending if sequence.num_pending <= room else budget
                 planned = self._plan(sequence, count, chunks)
                 budget -= planned
                 room -= planned

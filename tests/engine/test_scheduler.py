@@ -618,8 +618,7 @@ def make_tiled(
     for key in range(1, answers + 1):
         scheduler.add(make_sequence(key, 8, max_new=1000), 0.0)
     runner = FakeRunner(is_thorough=False)
-    shapes(scheduler, runner, 1)
-    while not all(one.is_decoding for one in scheduler._slots.running):
+    while scheduler._slots.num_waiting or not all(one.is_decoding for one in scheduler._slots.running):
         shapes(scheduler, runner, 1)
     taught(scheduler, token_s=0.005)
     return scheduler, runner
@@ -668,6 +667,15 @@ def test_short_prompts_alone_share_a_step() -> None:
     for key in range(20, 24):
         scheduler.add(make_sequence(key, 40), 0.0)
     assert shapes(scheduler, runner, 2) == [(4, 0), (0, 160)]
+
+
+@pytest.mark.parametrize(("num_prompt", "steps"), [(288, [288]), (289, [192, 97])])
+def test_a_rest_of_half_a_step_is_computed_with_it_where_nobody_answers(
+    num_prompt: int, steps: list[int]
+) -> None:
+    scheduler, runner = make_tiled(8, answers=0)
+    scheduler.add(make_sequence(20, num_prompt), 0.0)
+    assert shapes(scheduler, runner, len(steps)) == [(0, count) for count in steps]
 
 
 def test_one_slow_step_is_forgotten() -> None:
