@@ -1,12 +1,15 @@
 """What the measuring scripts call broken: a check that finds nothing proves nothing."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from scripts.bench.answers import problem_of_refusal, problem_of_stream
+from scripts.bench.common import BenchError
 from scripts.bench.process import least_squares, slope
+from scripts.bench.race import OURS, THEIRS, append_result, read_results, table
 from scripts.bench.soak import check_records
 
 ERROR = {"message": "no", "type": "server_error", "param": None, "code": "overloaded"}
@@ -79,3 +82,42 @@ def test_records_that_are_lost_or_came_twice_are_found() -> None:
     assert check_records(records, 2) == []
     assert len(check_records(records, 3)) == 1
     assert len(check_records([*records, {"id": "a"}], 2)) == 1
+
+
+def race_result(server: str, pair: int = 0, **measures: float) -> dict[str, Any]:
+    tokens = {"prompt_tokens": 1000, "output_tokens": 256, "tokens_per_s": 20.0}
+    all_measures = tokens | {"start_s": 1.0, "peak_bytes": 1e9} | measures
+    return {"row": "one", "pair": pair, "server": server, "measures": all_measures}
+
+
+def test_a_race_goes_on_after_a_line_that_was_cut(tmp_path: Path) -> None:
+    path = tmp_path / "race.jsonl"
+    assert read_results(path) == []
+    append_result(path, race_result(OURS))
+    append_result(path, race_result(THEIRS))
+    whole = path.read_bytes()
+    for end in (1, len(whole) // 2 + 5, len(whole) - 1):
+        path.write_bytes(whole[:end])
+        kept = read_results(path)
+        assert kept == [race_result(OURS), race_result(THEIRS)][: len(kept)]
+        append_result(path, race_result(OURS, pair=1))
+        assert read_results(path) == [*kept, race_result(OURS, pair=1)]
+
+
+@pytest.mark.parametrize(
+    "line", [b"", b"[1]", b"7", b"\xff", b'{"row": "one"}', json.dumps(race_result("other")).encode()]
+)
+def test_a_line_that_is_no_result_is_named(tmp_path: Path, line: bytes) -> None:
+    path = tmp_path / "race.jsonl"
+    append_result(path, race_result(OURS))
+    path.write_bytes(path.read_bytes() + line + b"\n")
+    with pytest.raises(BenchError, match="line 2 of"):
+        read_results(path)
+
+
+def test_a_race_says_when_the_work_was_not_the_same() -> None:
+    ours = race_result(OURS)
+    assert "unequal" not in table([ours, race_result(THEIRS)])
+    assert "unequal" in table([ours, race_result(THEIRS, output_tokens=240)])
+    del ours["measures"]["output_tokens"]
+    assert "unequal" in table([ours, race_result(THEIRS)])

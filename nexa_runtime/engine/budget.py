@@ -14,7 +14,9 @@ recur.
 """
 
 PREFILL_STEP_S = 1.0
-"""About how long prompts hold a step: whoever answers waits for it, and so does whoever arrives."""
+"""About how long prompts hold a step: whoever answers waits for it, and so does whoever arrives. Half as long
+again where nobody answers and a prompt ends with it.
+"""
 FIRST_STEP_TOKENS = 128
 """The size of a step of prompts alone, until the machine's speed is known."""
 
@@ -31,7 +33,7 @@ _SMOOTHING = 0.2
 
 @dataclass(frozen=True, slots=True)
 class PromptRows:
-    """Rows of a step that prompts get: ``wanted``, and up to ``most`` to leave no short rest of one over."""
+    """Rows of a step that prompts get: ``wanted``, and up to ``most`` where a prompt ends with them."""
 
     wanted: int
     most: int
@@ -132,10 +134,10 @@ class PrefillBudget:
 
     def prompts_alone(self, prompts: list[PendingPrompt], limit: int | None = None) -> PromptRows:
         """For a step of prompts, in their order: as many rows as take about ``PREFILL_STEP_S``, in whole
-        tiles, and half as many more where that is the rest of one. A short one before longer ones gets a step
-        of one tile: it need not wait for theirs.
+        tiles, and up to half as many more where a prompt ends with them. A short one before longer ones gets
+        a step of one tile: it need not wait for theirs.
 
-        ``limit``: what is left of the prompts' turn; then a rest is left for the answers' steps.
+        ``limit``: what is left of the prompts' turn, which no step goes beyond.
         """
         wanted = FIRST_STEP_TOKENS
         if self._tile_rows is not None and _is_short_before_long(prompts, self._tile_rows):

@@ -25,6 +25,7 @@ from nexa_runtime.engine import runner
 from nexa_runtime.engine.generation_lane import GenerationRequest
 from nexa_runtime.engine.model_engine import ModelEngine
 from nexa_runtime.engine.sequence import TenantShare
+from nexa_runtime.errors import NexaError
 from nexa_runtime.llama import Sampler, SamplingParams
 from nexa_runtime.llama.lib import C
 from nexa_runtime.serving.loaded import LoadedModel
@@ -32,7 +33,7 @@ from nexa_runtime.serving.loading import open_pool
 from nexa_runtime.telemetry import configure_logging
 from nexa_runtime.tenancy.admission import Admission
 from nexa_runtime.tenancy.tenant import Limits, Tenant
-from scripts.bench.common import MODEL_HELP
+from scripts.bench.common import MODEL_HELP, BenchError
 
 GREEDY = SamplingParams(temperature=0.0)
 SAMPLED = SamplingParams(seed=1)
@@ -117,7 +118,8 @@ class Bench:
         """Step until a step has so many decode rows and no prompt."""
         while True:
             before = self.lane.totals.num_prefill_rows, self.lane.totals.num_decode_rows
-            self.engine.step()
+            if not self.engine.step():
+                raise BenchError(f"{num_rows} answers never run at once: --slots or --ctx-size is too small")
             after = self.lane.totals.num_prefill_rows, self.lane.totals.num_decode_rows
             if after[0] == before[0] and after[1] - before[1] == num_rows:
                 return
@@ -159,7 +161,10 @@ def rows(bench: Bench) -> None:
             while computed < num_rows:
                 before = bench.lane.totals.num_prefill_rows
                 elapsed += bench.steps(1)[0].total
-                computed += bench.lane.totals.num_prefill_rows - before
+                added = bench.lane.totals.num_prefill_rows - before
+                if not added:
+                    raise BenchError(f"a prompt of {num_rows} tokens does not fit: --ctx-size is too small")
+                computed += added
             times.append(elapsed)
             bench.run()
         ms = statistics.median(times)
@@ -237,19 +242,26 @@ def main() -> None:
         "NEXA_SLOTS": options.slots,
         "NEXA_CTX_SIZE": options.ctx_size,
     }
-    if options.threads:
+    if options.threads is not None:
         overrides["NEXA_THREADS"] = options.threads
+    try:
+        _profile(overrides, [part for name, part in parts.items() if name in wanted])
+    except (BenchError, NexaError) as error:
+        sys.exit(str(error))
+    if "admission" in wanted:
+        admission()
+
+
+def _profile(overrides: dict[str, Any], parts: list[Callable[[Bench], None]]) -> None:
     settings = load_settings(overrides)
     configure_logging("ERROR")
     _start_clocks()
     loaded = open_pool(settings).default
-    assert loaded is not None
-    for name, part in parts.items():
-        if name in wanted:
-            part(Bench(loaded))
-            print()
-    if "admission" in wanted:
-        admission()
+    if loaded is None or loaded.engine.generation is None:
+        raise BenchError(f"{overrides['NEXA_MODEL_ID']} is no model that generates text")
+    for part in parts:
+        part(Bench(loaded))
+        print()
     loaded.close()
 
 

@@ -376,6 +376,9 @@ ROWS = [
 ]
 
 
+_ROWS_BY_NAME = {row.name: row for row in ROWS}
+
+
 @contextmanager
 def _server(
     name: str, row: Row, models: dict[str, Path], options: argparse.Namespace
@@ -445,8 +448,32 @@ def _measure(
         return measures | {"start_s": server.start_s, "peak_bytes": float(_peak_bytes(server.pid))}
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+def read_results(path: Path) -> list[dict[str, Any]]:
+    """What was measured so far. A last line without an end was cut, and does not count. Raises
+    ``BenchError``.
+    """
+    results = []
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    for number, line in enumerate(lines, 1):
+        try:
+            entry = json.loads(line)
+            row = _ROWS_BY_NAME[entry["row"]]
+            keys = {"start_s", "peak_bytes", *(metric.key for metric in row.metrics)}
+            is_result = isinstance(entry["pair"], int) and entry["server"] in (OURS, THEIRS)
+            if not is_result or not keys <= entry["measures"].keys():
+                raise ValueError
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise BenchError(f"line {number} of {path} is no result of a race") from None
+        results.append(entry)
+    return results
+
+
+def append_result(path: Path, entry: dict[str, Any]) -> None:
+    """Add a result, in the place of a line that was cut."""
+    whole = path.read_bytes().rpartition(b"\n")[0] if path.exists() else b""
+    with path.open("ab") as file:
+        file.truncate(len(whole) + 1 if whole else 0)
+        file.write(json.dumps(entry).encode() + b"\n")
 
 
 def _pairs(results: list[dict[str, Any]], row: str) -> list[tuple[Measures, Measures]]:
@@ -460,9 +487,9 @@ def _pairs(results: list[dict[str, Any]], row: str) -> list[tuple[Measures, Meas
 
 def _is_same_work(ours: Measures, theirs: Measures) -> bool:
     return all(
-        abs(ours[key] - theirs[key]) <= MAX_DIFFERENCE * theirs[key]
+        abs(ours.get(key, 0.0) - theirs.get(key, 0.0)) <= MAX_DIFFERENCE * theirs.get(key, 0.0)
         for key in ("prompt_tokens", "output_tokens")
-        if key in ours
+        if key in ours or key in theirs
     )
 
 
@@ -510,8 +537,8 @@ def _default_llama_server() -> Path | None:
     return next(iter(sorted(found, reverse=True)), None)
 
 
-def main() -> None:
-    """Parse the arguments, race, print the table."""
+def _parse() -> tuple[list[Row], argparse.Namespace]:
+    """The rows that are asked for, and the options."""
     parser = argparse.ArgumentParser(description="Race this server against llama-server.")
     parser.add_argument("--model", type=Path, help=MODEL_HELP)
     parser.add_argument("--llama-server", type=Path, default=_default_llama_server())
@@ -526,25 +553,43 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("race.jsonl"))
     parser.add_argument("--table", action="store_true", help="only print the table")
     options = parser.parse_args()
-    if any("=" not in setting for setting in options.setting):
+    if any(not setting.partition("=")[0] or "=" not in setting for setting in options.setting):
         parser.error("--setting is like NEXA_ITL_TARGET_MS=1000")
+    if options.pairs < 1 or options.threads < 1:
+        parser.error("--pairs and --threads are at least 1")
+    if options.results.is_dir() or not options.results.parent.is_dir():
+        parser.error(f"--results is a file in a folder that exists, and {options.results} is not")
+    if options.table and not options.results.exists():
+        parser.error(f"there are no results in {options.results}")
     rows = [row for row in ROWS if row.is_for_gpu == options.gpu]
     names = options.rows.split(",") if options.rows else [row.name for row in rows]
     if unknown := set(names) - {row.name for row in rows}:
         parser.error(f"there is no row {', '.join(sorted(unknown))}; rows: {', '.join(r.name for r in rows)}")
-    rows = [row for row in rows if row.name in names]
+    return [row for row in rows if row.name in names], options
+
+
+def main() -> None:
+    """Parse the arguments, race, print the table."""
+    rows, options = _parse()
+    was_cut = False
     try:
         if not options.table:
             _race(rows, options)
     except* BenchError as errors:
         sys.exit(str(errors.exceptions[0]))
     except* KeyboardInterrupt:
+        was_cut = True
         print("cut short; the same command goes on", file=sys.stderr)
-    print(table(_read(options.results)))
+    try:
+        print(table(read_results(options.results)))
+    except BenchError as error:
+        sys.exit(str(error))
+    if was_cut:
+        sys.exit(130)
 
 
 def _race(rows: list[Row], options: argparse.Namespace) -> None:
-    if options.llama_server is None or not options.llama_server.is_file():
+    if options.llama_server is None or not os.access(options.llama_server, os.X_OK):
         raise BenchError("there is no llama-server; scripts/bench/build_llama_server builds one")
     if options.model is None or not options.model.is_file():
         raise BenchError(f"--model names no file; it wants {MODEL_HELP}")
@@ -555,7 +600,7 @@ def _race(rows: list[Row], options: argparse.Namespace) -> None:
         for pair in range(options.pairs):
             for row in rows:
                 for name in (OURS, THEIRS) if pair % 2 == 0 else (THEIRS, OURS):
-                    done = _read(options.results)
+                    done = read_results(options.results)
                     if any(
                         (one["row"], one["pair"], one["server"]) == (row.name, pair, name) for one in done
                     ):
@@ -563,8 +608,7 @@ def _race(rows: list[Row], options: argparse.Namespace) -> None:
                     measures = _measure(name, row, 1000 * pair, models, options)
                     print(f"{row.name} {pair} {name}: {_brief(measures)}", file=sys.stderr)
                     entry = {"row": row.name, "pair": pair, "server": name, "measures": measures}
-                    with options.results.open("a") as file:
-                        file.write(json.dumps(entry) + "\n")
+                    append_result(options.results, entry)
 
 
 def _brief(measures: Measures) -> str:
