@@ -678,6 +678,13 @@ def test_a_rest_of_half_a_step_is_computed_with_it_where_nobody_answers(
     assert shapes(scheduler, runner, len(steps)) == [(0, count) for count in steps]
 
 
+def test_a_second_prompt_that_ends_in_it_shares_a_step_where_nobody_answers() -> None:
+    scheduler, runner = make_tiled(8, answers=0)
+    for key, num_prompt in ((20, 191), (21, 97), (22, 100)):
+        scheduler.add(make_sequence(key, num_prompt), 0.0)
+    assert shapes(scheduler, runner, 1) == [(0, 288)]
+
+
 def test_one_slow_step_is_forgotten() -> None:
     budget = PrefillBudget(512, tile_rows=64)
     prompt = make_sequence(20, 5000)
