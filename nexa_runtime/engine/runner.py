@@ -9,6 +9,8 @@ import time
 from collections import Counter
 from typing import assert_never
 
+import numpy as np
+
 from nexa_runtime.engine.sequence import (
     Chunk,
     CopyPrefix,
@@ -39,16 +41,21 @@ from nexa_runtime.telemetry import get_logger
 
 MAX_RESTARTS = 2
 
+_PADDING = np.zeros(1, dtype=np.int32)
+"""Any token would do."""
+
 _log = get_logger("engine.runner")
 
 
 class Runner:
     """Runs plans on one context. ``open`` and ``close`` bracket a sequence's life."""
 
-    def __init__(self, context: Context, *, via: int | None = None) -> None:
-        """``via``: a sequence id that no plan uses, over which KV goes to host memory and back."""
+    def __init__(self, context: Context, *, spare_id: int | None = None) -> None:
+        """``spare_id``: a sequence id that no plan uses. KV goes to host memory and back over it, and padding
+        has it.
+        """
         self._context = context
-        self._via = via
+        self._spare_id = spare_id
         self._saved: dict[int, SavedRange] = {}
         self._broken: set[int] = set()
         """Ids whose KV did not come back from host memory, or was copied from such a one."""
@@ -100,7 +107,7 @@ class Runner:
         choices: dict[int, Choice] = {}
         failed: dict[int, Exception] = {}
         lost: set[int] = set()
-        status = self._decode(plan.chunks) if plan.chunks else DecodeStatus.OK
+        status = self._decode(plan.chunks, is_padded=plan.is_padded) if plan.chunks else DecodeStatus.OK
         decoded = time.perf_counter()
         if status is DecodeStatus.OK:
             self._sample(plan.chunks, choices, failed)
@@ -146,37 +153,39 @@ class Runner:
         return None
 
     def _offload(self, block: int, sequence_id: int, start: int, num_tokens: int) -> int | None:
-        assert self._via is not None
+        assert self._spare_id is not None
         if sequence_id in self._broken:
             return block
         try:
-            self._saved[block] = save_range(self._context, sequence_id, start, num_tokens, via=self._via)
+            self._saved[block] = save_range(self._context, sequence_id, start, num_tokens, via=self._spare_id)
         except (NexaError, MemoryError) as error:  # it is computed again, should it be wanted
             _log.warning("offload_failed", block=block, tokens=num_tokens, reason=str(error))
             return block
         return None
 
     def _reload(self, block: int, sequence_id: int, num_tokens: int) -> int | None:
-        assert self._via is not None
+        assert self._spare_id is not None
         saved = self._saved.get(block)
         if sequence_id in self._broken:
             return None
-        if saved is not None and restore_range(self._context, saved, sequence_id, num_tokens, via=self._via):
+        if saved is not None and restore_range(
+            self._context, saved, sequence_id, num_tokens, via=self._spare_id
+        ):
             return None
         _log.warning("reload_failed", block=block, tokens=num_tokens)
         self._broken.add(sequence_id)
         return block if saved is None or not saved.is_sound else None
 
-    def _decode(self, chunks: tuple[Chunk, ...]) -> DecodeStatus:
+    def _decode(self, chunks: tuple[Chunk, ...], *, is_padded: bool = False) -> DecodeStatus:
         if any(chunk.sequence.sequence_id in self._broken for chunk in chunks):
             return DecodeStatus.INVALID_BATCH  # so that each is looked at alone
         try:
-            return self._decode_guarded(chunks)
+            return self._decode_guarded(chunks, is_padded=is_padded)
         except LlamaGuardError:
             _log.exception("guard_refused_a_step")
             return DecodeStatus.INVALID_BATCH
 
-    def _decode_guarded(self, chunks: tuple[Chunk, ...]) -> DecodeStatus:
+    def _decode_guarded(self, chunks: tuple[Chunk, ...], *, is_padded: bool) -> DecodeStatus:
         self._context.use_adapters(chunks[0].sequence.adapters)
         batch = self._batch
         batch.clear()
@@ -185,7 +194,14 @@ class Runner:
             assert sequence.sequence_id is not None
             tokens = sequence.tokens(chunk.start, chunk.count)
             batch.add(sequence.sequence_id, tokens, chunk.start, wants_logits=chunk.wants_token)
-        return self._context.decode(batch)
+        if not is_padded:
+            return self._context.decode(batch)
+        assert self._spare_id is not None
+        batch.add(self._spare_id, _PADDING, 0, wants_logits=True)
+        try:
+            return self._context.decode(batch)
+        finally:
+            self._context.remove(self._spare_id)
 
     def _sample(
         self, chunks: tuple[Chunk, ...], choices: dict[int, Choice], failed: dict[int, Exception]

@@ -185,10 +185,10 @@ class Scheduler:
         self._fill_slots(now)
         if self._has_ended:  # before newcomers take cells: theirs are the ones that this frees
             self._has_ended = self._memory.cool()
-        chunks = self._plan_chunks()
+        chunks = tuple(self._plan_chunks().values())
         operations = tuple(self._operations)
         self._operations.clear()
-        return StepPlan(tuple(chunks.values()), operations) if chunks or operations else None
+        return StepPlan(chunks, operations, self._is_padded(chunks)) if chunks or operations else None
 
     def commit(self, plan: StepPlan, result: StepResult) -> list[Advance]:
         """Take a step's result in: advance, charge, end what has ended. An ``Advance`` for each sequence that
@@ -338,8 +338,16 @@ class Scheduler:
                 else:
                     rows = self._budget.prompts_alone(prompts)
                 self._plan_prompts(prefilling, rows, max_rows - num_rows, chunks)
-            current.prompt_rows = turn or 0
+            # Answers have had their step: a prompt that comes now need not wait for another.
+            current.prompt_rows = turn or (self._step_tokens if num_rows else 0)
         return chunks
+
+    def _is_padded(self, chunks: tuple[Chunk, ...]) -> bool:
+        """Whether one row more makes the step faster, and there is a cell for it."""
+        if self._max_rows is not None or not self._kv.is_shared or not self._kv.num_free_cells:
+            return False
+        num_rows = sum([chunk.count for chunk in chunks])
+        return self._budget.is_better_padded(num_rows, sum([chunk.wants_token for chunk in chunks]))
 
     def _is_awaited(self, members: list[Sequence]) -> bool:
         """Whether answers with other adapters wait for a step of these to end."""

@@ -361,9 +361,9 @@ def _make_lane(
 ) -> GenerationLane:
     reuse = Reuse.ANY_PREFIX if context.params.is_unified else Reuse.OWN_PREFIX
     num_ids = context.params.num_sequence_ids
-    via = None
+    spare_id = None
     if context.params.is_unified:
-        via = num_ids = num_ids - 1
+        spare_id = num_ids = num_ids - 1
     kv_cache = KvCache(
         num_ids=num_ids,
         num_cells=context.num_cells,
@@ -379,7 +379,7 @@ def _make_lane(
         host_cache=host_cache,
         max_warm_cells=None if model.is_on_gpu else _MAX_WARM_CELLS,
     )
-    return GenerationLane(runner=Runner(context, via=via), scheduler=scheduler, vocab=model.vocab)
+    return GenerationLane(runner=Runner(context, spare_id=spare_id), scheduler=scheduler, vocab=model.vocab)
 
 
 def _make_chat(model: Model, options: EngineOptions) -> tuple[ChatTemplate, ChatTemplate | None, Dialect]:

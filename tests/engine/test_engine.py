@@ -18,7 +18,7 @@ from nexa_runtime.engine.scheduler import Scheduler
 from nexa_runtime.engine.sequence import FinishReason, TenantShare, Tokens
 from nexa_runtime.errors import DecodeError, LlamaGuardError, ShuttingDownError
 from nexa_runtime.llama import Batch, Context, ContextParams, DecodeStatus, Model, SamplingParams
-from nexa_runtime.llama.context import Logits
+from nexa_runtime.llama.context import ATTENTION_TILE_ROWS, Logits
 from nexa_runtime.lora import NO_ADAPTERS, AdapterSet
 from tests.support import NEAR_TIE, assert_same_or_near_tie, books_agree, wait_until
 
@@ -42,6 +42,8 @@ class FaultyContext(Context):
         self.faults: list[DecodeStatus | Exception] = []
         self.first_rows: list[Logits] = []
         """The first row of logits of each step."""
+        self.num_outputs: list[int] = []
+        """Of each step, those of padding too."""
 
     def decode(self, batch: Batch) -> DecodeStatus:
         if self.faults:
@@ -49,6 +51,7 @@ class FaultyContext(Context):
             if isinstance(fault, Exception):
                 raise fault
             return fault
+        self.num_outputs.append(batch.num_outputs)
         return super().decode(batch)
 
     def logits(self, num_outputs: int) -> Logits:
@@ -69,17 +72,19 @@ class Harness:
         num_cells: int = 4096,
         host_bytes: int = 0,
         max_warm_cells: int | None = None,
+        tile_rows: int | None = ATTENTION_TILE_ROWS,
     ) -> None:
         self.model = model
         ids = 2 * slots
         self.context = FaultyContext(model, ContextParams(num_cells, ids + 1, step_tokens, ids + 1, 2))
-        self.runner = Runner(self.context, via=ids)
+        self.runner = Runner(self.context, spare_id=ids)
         cache = KvCache(num_ids=ids, num_cells=self.context.num_cells)
         self.scheduler = Scheduler(
             slots=slots,
             step_tokens=step_tokens,
             kv_cache=cache,
             accounts=Accounts(),
+            tile_rows=tile_rows,
             host_cache=HostCache(max_bytes=host_bytes, cell_bytes=model.kv_cell_bytes),
             max_warm_cells=max_warm_cells,
         )
@@ -157,7 +162,7 @@ class Harness:
 def make(model: Model) -> Iterator[Callable[..., Harness]]:
     made: list[Harness] = []
 
-    def build(**sizes: int) -> Harness:
+    def build(**sizes: int | None) -> Harness:
         made.append(Harness(model, **sizes))
         return made[-1]
 
@@ -417,6 +422,35 @@ def test_batched_answers_equal_those_given_alone(make: Callable[..., Harness], m
         alone.run()
         assert_same_or_near_tie(model, alone.prompt(question), together.text(key), alone.text(only))
     together.check_idle()
+
+
+def test_padding_changes_no_answer_and_leaves_no_cell(make: Callable[..., Harness], model: Model) -> None:
+    padded, plain = make(slots=8), make(slots=8, tile_rows=None)
+    texts = []
+    for harness in (padded, plain):
+        keys = [harness.submit(question, max_new=6, ignore_eos=True) for question in QUESTIONS[:7]]
+        while harness.step():
+            harness.scheduler.check_integrity()
+            assert harness.context.num_cached(harness.context.params.num_sequence_ids - 1) == 0
+        texts.append([harness.text(key) for key in keys])
+        harness.check_idle()
+    # The prompts' own step is one of 64 rows or more.
+    assert padded.context.num_outputs == [7, 8, 8, 8, 8, 8]
+    assert plain.context.num_outputs == [7] * 6
+    for question, *both in zip(QUESTIONS, *texts, strict=False):
+        assert_same_or_near_tie(model, padded.prompt(question), *both)
+
+
+def test_a_failed_step_with_padding_ends_only_the_sequence_at_fault(make: Callable[..., Harness]) -> None:
+    harness = make(slots=8)
+    keys = [harness.submit("What is the capital of France?") for _ in range(7)]
+    while 8 not in harness.context.num_outputs:
+        harness.step()
+    harness.context.faults = [DecodeStatus.COMPUTE_FAILED] * 2
+    harness.run()
+    reasons = [harness.end(key).finish_reason for key in keys]
+    assert reasons == [FinishReason.ERROR, *[FinishReason.STOP] * 6]
+    harness.check_idle()
 
 
 def test_aborts_at_random_moments_leak_nothing(harness: Harness) -> None:

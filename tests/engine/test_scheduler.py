@@ -631,6 +631,54 @@ def test_many_answers_and_a_prompt_take_turns() -> None:
     assert seen == [(7, 0), (0, 192), (7, 0), (0, 108), (8, 0), (8, 0), (8, 0)]
 
 
+def test_a_prompt_that_comes_behind_a_step_of_answers_does_not_wait_for_another() -> None:
+    scheduler, runner = make_tiled(8, answers=7)
+    shapes(scheduler, runner, 1)
+    scheduler.add(make_sequence(20, 300), 0.0)
+    assert shapes(scheduler, runner, 4) == [(0, 192), (7, 0), (0, 108), (8, 0)]
+
+
+def test_a_prompt_that_comes_behind_a_step_of_prompts_lets_answers_go_first() -> None:
+    scheduler, runner = make_tiled(8, answers=6)
+    shapes(scheduler, runner, 1)
+    scheduler.add(make_sequence(20, 192), 0.0)
+    assert shapes(scheduler, runner, 1) == [(0, 192)]
+    scheduler.add(make_sequence(21, 192), 0.0)
+    assert shapes(scheduler, runner, 3) == [(7, 0), (0, 192), (8, 0)]
+
+
+@pytest.mark.parametrize("answers", range(1, 64))
+def test_a_step_that_is_one_short_of_fours_is_padded_below_a_tile(answers: int) -> None:
+    scheduler, _ = make_tiled(64, answers=answers)
+    plan = scheduler.schedule(0.0)
+    assert plan is not None
+    assert plan.num_rows == answers
+    assert plan.is_padded == (answers in {*range(7, 63, 4)} - {63})
+
+
+def test_there_is_no_padding_where_it_does_no_good_or_no_cell_is_free() -> None:
+    def is_padded(num_cells: int, reuse: Reuse, tile_rows: int | None) -> bool:
+        cache = KvCache(num_ids=16, num_cells=num_cells, reuse=reuse)
+        scheduler = Scheduler(
+            slots=8, step_tokens=512, kv_cache=cache, accounts=Accounts(), tile_rows=tile_rows
+        )
+        runner = FakeRunner(num_cells, reuse)
+        for key in range(7):
+            scheduler.add(make_sequence(key, 10, max_new=2), 0.0)
+        shapes(scheduler, runner, 1)
+        plan = scheduler.schedule(0.0)
+        assert plan is not None
+        assert plan.num_rows == 7
+        return plan.is_padded
+
+    assert is_padded(1000, Reuse.ANY_PREFIX, 64)
+    assert not is_padded(1000, Reuse.ANY_PREFIX, None)
+    assert not is_padded(1000, Reuse.OWN_PREFIX, 64)
+    assert not is_padded(1000, Reuse.WHOLE, 64)
+    assert is_padded(7 * 11 + 1, Reuse.ANY_PREFIX, 64)
+    assert not is_padded(7 * 11, Reuse.ANY_PREFIX, 64)
+
+
 def test_one_answer_and_many_prompts_take_turns() -> None:
     scheduler, runner = make_tiled(8, answers=1)
     for key in range(20, 24):
