@@ -338,8 +338,9 @@ class Scheduler:
                 else:
                     rows = self._budget.prompts_alone(prompts)
                 self._plan_prompts(prefilling, rows, max_rows - num_rows, chunks)
-            # Answers have had their step: a prompt that comes now need not wait for another.
-            current.prompt_rows = turn or (self._step_tokens if num_rows else 0)
+            # Nothing for a prompt that comes now: others may come with the step of answers that it waits for,
+            # and a step of two prompts costs less than two steps.
+            current.prompt_rows = turn or 0
         return chunks
 
     def _is_padded(self, chunks: tuple[Chunk, ...]) -> bool:

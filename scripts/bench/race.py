@@ -2,9 +2,9 @@
 
 Each row is one kind of work. A pair measures it on both servers, each started afresh for it, and the order
 changes from pair to pair; what counts is the median of the pairs' ratios. Every measurement is appended to a
-file of JSON lines as soon as it is there, so that a race goes on where it was cut; the table on stdout is
-made from that file. Both servers get the same model, threads, slots, cells, prompts and sampling, and a pair
-whose token counts differ by more than ``MAX_DIFFERENCE`` is marked.
+file of JSON lines as soon as it is there, with the commit, the model and the threads, so that a race goes on
+where it was cut; the table on stdout is made from that file. Both servers get the same model, threads, slots,
+cells, prompts and sampling, and a pair whose token counts differ by more than ``MAX_DIFFERENCE`` is marked.
 
     scripts/bench/build_llama_server
     scripts/bench/race --model qwen05.gguf [--rows one,four] [--pairs 5] [--results race.jsonl] [--table]
@@ -19,6 +19,7 @@ import os
 import random
 import statistics
 import string
+import subprocess
 import sys
 import tempfile
 import time
@@ -537,6 +538,15 @@ def table(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def _commit() -> str | None:
+    """Of our own code; "-dirty" behind it where it was changed since. None outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
 def _default_llama_server() -> Path | None:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     found = cache.glob("nexa-runtime/llama-server/*/bin/llama-server")
@@ -599,6 +609,7 @@ def _race(rows: list[Row], options: argparse.Namespace) -> None:
         raise BenchError("there is no llama-server; scripts/bench/build_llama_server builds one")
     if options.model is None or not options.model.is_file():
         raise BenchError(f"--model names no file; it wants {MODEL_HELP}")
+    about = {"commit": _commit(), "chat_model": options.model.name, "threads": options.threads}
     with tempfile.TemporaryDirectory(prefix="race-") as folder:
         models = {"chat": options.model, "demo": DEMO_PATH, "embed": Path(folder) / "embed.gguf"}
         if any(row.model == "embed" for row in rows):
@@ -613,7 +624,7 @@ def _race(rows: list[Row], options: argparse.Namespace) -> None:
                         continue
                     measures = _measure(name, row, 1000 * pair, models, options)
                     print(f"{row.name} {pair} {name}: {_brief(measures)}", file=sys.stderr)
-                    entry = {"row": row.name, "pair": pair, "server": name, "measures": measures}
+                    entry = {"row": row.name, "pair": pair, "server": name, "measures": measures} | about
                     append_result(options.results, entry)
 
 

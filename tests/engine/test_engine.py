@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from itertools import count
+from typing import Any
 
 import numpy as np
 import pytest
@@ -162,7 +163,7 @@ class Harness:
 def make(model: Model) -> Iterator[Callable[..., Harness]]:
     made: list[Harness] = []
 
-    def build(**sizes: int | None) -> Harness:
+    def build(**sizes: Any) -> Harness:
         made.append(Harness(model, **sizes))
         return made[-1]
 

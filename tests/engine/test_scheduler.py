@@ -631,22 +631,6 @@ def test_many_answers_and_a_prompt_take_turns() -> None:
     assert seen == [(7, 0), (0, 192), (7, 0), (0, 108), (8, 0), (8, 0), (8, 0)]
 
 
-def test_a_prompt_that_comes_behind_a_step_of_answers_does_not_wait_for_another() -> None:
-    scheduler, runner = make_tiled(8, answers=7)
-    shapes(scheduler, runner, 1)
-    scheduler.add(make_sequence(20, 300), 0.0)
-    assert shapes(scheduler, runner, 4) == [(0, 192), (7, 0), (0, 108), (8, 0)]
-
-
-def test_a_prompt_that_comes_behind_a_step_of_prompts_lets_answers_go_first() -> None:
-    scheduler, runner = make_tiled(8, answers=6)
-    shapes(scheduler, runner, 1)
-    scheduler.add(make_sequence(20, 192), 0.0)
-    assert shapes(scheduler, runner, 1) == [(0, 192)]
-    scheduler.add(make_sequence(21, 192), 0.0)
-    assert shapes(scheduler, runner, 3) == [(7, 0), (0, 192), (8, 0)]
-
-
 @pytest.mark.parametrize("answers", range(1, 64))
 def test_a_step_that_is_one_short_of_fours_is_padded_below_a_tile(answers: int) -> None:
     scheduler, _ = make_tiled(64, answers=answers)
