@@ -22,8 +22,6 @@ FIRST_STEP_TOKENS = 128
 
 FAR_TOKENS = 1024
 """From here on attention weighs so much that a prompt is computed tile by tile, whoever is answering."""
-ROWS_AT_ONCE = 4
-"""As many rows llama.cpp multiplies with a weight that it has read, on a processor."""
 FEW_ANSWERS = 1
 """As many may ride with a prompt: row by row, attention passes over every cell that anyone has."""
 
@@ -81,17 +79,9 @@ class PrefillBudget:
         most = max(self._tile_rows - 1 - num_decode_rows, MIN_PREFILL_TOKENS)
         if self._target_s is None and self._prefill_token_s is not None:
             wanted = max(wanted, min(most, int(PREFILL_STEP_S / self._prefill_token_s)))
-        wanted -= (num_decode_rows + wanted) % ROWS_AT_ONCE
+        # llama.cpp multiplies four rows at a time.
+        wanted -= (num_decode_rows + wanted) % 4
         return PromptRows(wanted, min(wanted + MIN_PREFILL_TOKENS, most))
-
-    def is_better_padded(self, num_rows: int, num_outputs: int) -> bool:
-        """Whether a step is faster with a row of nobody's. Where ``num_outputs`` of its rows want a token,
-        llama.cpp multiplies the largest matrix by as many, and what is left of fours one by one: seven may
-        take a fifth longer than eight, and never take less. Of two or three that are missing not all can be
-        said: with weights of some types they would cost more than they save.
-        """
-        is_one_short = num_outputs > ROWS_AT_ONCE and num_outputs % ROWS_AT_ONCE == ROWS_AT_ONCE - 1
-        return is_one_short and num_rows + 1 < min(self._tile_rows or 0, self._max_tokens + 1)
 
     def answer_rows(self, max_rows: int) -> int:
         """Most rows that answers take in a step of ``max_rows``: fewer than a tile, in which each of them
@@ -165,7 +155,7 @@ class PrefillBudget:
         if not num_prefill:
             self._decode_step_s = _smooth(self._decode_step_s, elapsed_s)
             self._decode_row_s = _smooth(self._decode_row_s, elapsed_s / plan.num_decode_rows)
-        elif num_prefill > MIN_PREFILL_TOKENS - ROWS_AT_ONCE:  # a grain, in fours with the answers
+        elif num_prefill > MIN_PREFILL_TOKENS - 4:  # a grain, in fours with the answers
             decode_s = (self._decode_step_s or 0.0) if plan.num_decode_rows else 0.0
             per_token_s = max(elapsed_s - decode_s, 0.1 * elapsed_s) / num_prefill
             self._prefill_token_s = _smooth(self._prefill_token_s, per_token_s)

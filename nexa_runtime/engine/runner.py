@@ -51,8 +51,8 @@ class Runner:
     """Runs plans on one context. ``open`` and ``close`` bracket a sequence's life."""
 
     def __init__(self, context: Context, *, spare_id: int | None = None) -> None:
-        """``spare_id``: a sequence id that no plan uses. KV goes to host memory and back over it, and padding
-        has it.
+        """``spare_id``: a sequence id that no plan uses and that is empty between two uses: KV goes to host
+        memory and back over it, and padding has it. None: there is neither (``KvCache.is_shared``).
         """
         self._context = context
         self._spare_id = spare_id
@@ -107,7 +107,9 @@ class Runner:
         choices: dict[int, Choice] = {}
         failed: dict[int, Exception] = {}
         lost: set[int] = set()
-        status = self._decode(plan.chunks, is_padded=plan.is_padded) if plan.chunks else DecodeStatus.OK
+        status = self._decode(plan.chunks, plan.num_padding) if plan.chunks else DecodeStatus.OK
+        if status is DecodeStatus.NO_KV_SLOT and plan.num_padding:
+            status = self._decode(plan.chunks)
         decoded = time.perf_counter()
         if status is DecodeStatus.OK:
             self._sample(plan.chunks, choices, failed)
@@ -176,16 +178,16 @@ class Runner:
         self._broken.add(sequence_id)
         return block if saved is None or not saved.is_sound else None
 
-    def _decode(self, chunks: tuple[Chunk, ...], *, is_padded: bool = False) -> DecodeStatus:
+    def _decode(self, chunks: tuple[Chunk, ...], num_padding: int = 0) -> DecodeStatus:
         if any(chunk.sequence.sequence_id in self._broken for chunk in chunks):
             return DecodeStatus.INVALID_BATCH  # so that each is looked at alone
         try:
-            return self._decode_guarded(chunks, is_padded=is_padded)
+            return self._decode_guarded(chunks, num_padding)
         except LlamaGuardError:
             _log.exception("guard_refused_a_step")
             return DecodeStatus.INVALID_BATCH
 
-    def _decode_guarded(self, chunks: tuple[Chunk, ...], *, is_padded: bool) -> DecodeStatus:
+    def _decode_guarded(self, chunks: tuple[Chunk, ...], num_padding: int) -> DecodeStatus:
         self._context.use_adapters(chunks[0].sequence.adapters)
         batch = self._batch
         batch.clear()
@@ -194,14 +196,14 @@ class Runner:
             assert sequence.sequence_id is not None
             tokens = sequence.tokens(chunk.start, chunk.count)
             batch.add(sequence.sequence_id, tokens, chunk.start, wants_logits=chunk.wants_token)
-        if not is_padded:
+        if not num_padding:
             return self._context.decode(batch)
         assert self._spare_id is not None
-        batch.add(self._spare_id, _PADDING, 0, wants_logits=True)
-        try:
-            return self._context.decode(batch)
-        finally:
-            self._context.remove(self._spare_id)
+        for position in range(num_padding):
+            batch.add(self._spare_id, _PADDING, position, wants_logits=True)
+        status = self._context.decode(batch)
+        self._context.remove(self._spare_id)
+        return status
 
     def _sample(
         self, chunks: tuple[Chunk, ...], choices: dict[int, Choice], failed: dict[int, Exception]

@@ -22,6 +22,7 @@ from nexa_runtime.engine.fair_queue import Accounts
 from nexa_runtime.engine.host_cache import HostCache
 from nexa_runtime.engine.kv_cache import KvCache
 from nexa_runtime.engine.memory import Memory
+from nexa_runtime.engine.padding import Padding
 from nexa_runtime.engine.sequence import (
     Advance,
     Chunk,
@@ -80,7 +81,7 @@ class TenantCounts:
 class Scheduler:
     """``slots``: sequences that run at once. ``step_tokens``: most rows of a step.
 
-    ``itl_target_s``, ``tile_rows``: see ``PrefillBudget``. ``host_cache``: where
+    ``itl_target_s``, ``tile_rows``: see ``PrefillBudget`` and ``Padding``. ``host_cache``: where
     what has lain idle goes; None: it is dropped. ``max_warm_cells``: see ``Memory``.
     """
 
@@ -116,6 +117,7 @@ class Scheduler:
         self._has_ended = False
         """Whether a sequence has, since residents were last looked at."""
         self._budget = PrefillBudget(step_tokens, itl_target_s, tile_rows)
+        self._padding = Padding(step_tokens, tile_rows)
         self._has_tiles = tile_rows is not None
         self._turns = AdapterTurns()
         self._next_answer = 0
@@ -188,7 +190,7 @@ class Scheduler:
         chunks = tuple(self._plan_chunks().values())
         operations = tuple(self._operations)
         self._operations.clear()
-        return StepPlan(chunks, operations, self._is_padded(chunks)) if chunks or operations else None
+        return StepPlan(chunks, operations, self._num_padding(chunks)) if chunks or operations else None
 
     def commit(self, plan: StepPlan, result: StepResult) -> list[Advance]:
         """Take a step's result in: advance, charge, end what has ended. An ``Advance`` for each sequence that
@@ -217,6 +219,8 @@ class Scheduler:
                     advances.append(self._take_tokens(sequence, tokens, is_complete=is_complete))
         if plan.chunks and not result.failed and not result.lost:
             self._budget.observe(plan, result.elapsed_s)
+            if _are_single_answers(plan.chunks):
+                self._padding.observe(len(plan.chunks), result.elapsed_s, is_padded=plan.num_padding > 0)
         return advances
 
     def stats(self) -> SchedulerStats:
@@ -338,17 +342,17 @@ class Scheduler:
                 else:
                     rows = self._budget.prompts_alone(prompts)
                 self._plan_prompts(prefilling, rows, max_rows - num_rows, chunks)
-            # Nothing for a prompt that comes now: others may come with the step of answers that it waits for,
-            # and a step of two prompts costs less than two steps.
+            # 0 without a turn: a prompt that comes during this step waits for one more. Others may come with
+            # that, and one step of two prompts costs less than two steps.
             current.prompt_rows = turn or 0
         return chunks
 
-    def _is_padded(self, chunks: tuple[Chunk, ...]) -> bool:
-        """Whether one row more makes the step faster, and there is a cell for it."""
-        if self._max_rows is not None or not self._kv.is_shared or not self._kv.num_free_cells:
-            return False
-        num_rows = sum([chunk.count for chunk in chunks])
-        return self._budget.is_better_padded(num_rows, sum([chunk.wants_token for chunk in chunks]))
+    def _num_padding(self, chunks: tuple[Chunk, ...]) -> int:
+        """Rows that make a step of answers faster, where there are cells for them."""
+        if self._max_rows is not None or not self._kv.is_shared or not _are_single_answers(chunks):
+            return 0
+        num_padding = self._padding.rows(len(chunks))
+        return num_padding if num_padding <= self._kv.num_free_cells else 0
 
     def _is_awaited(self, members: list[Sequence]) -> bool:
         """Whether answers with other adapters wait for a step of these to end."""
@@ -459,6 +463,11 @@ class Scheduler:
         if reason is not None:
             self.finish(sequence, reason)
         return Advance(sequence, tokens[:num_shown], reason)
+
+
+def _are_single_answers(chunks: tuple[Chunk, ...]) -> bool:
+    """Whether each is one row, for which a token is chosen."""
+    return all(chunk.count == 1 and chunk.wants_token for chunk in chunks)
 
 
 def _chunk(sequence: Sequence, count: int) -> Chunk:

@@ -231,13 +231,13 @@ KvOperation = CopyPrefix | Truncate | Offload | Reload | Forget
 @dataclass(frozen=True, slots=True)
 class StepPlan:
     """What one step does: first the ``operations`` on the KV cache in their order, then the ``chunks``, whose
-    sequences all have the same adapters. ``is_padded``: a row behind them is nobody's, and its output is not
-    read (``PrefillBudget.is_better_padded``).
+    sequences all have the same adapters. ``num_padding``: rows behind them that are nobody's, each with an
+    output, which nobody reads (``padding``).
     """
 
     chunks: tuple[Chunk, ...]
     operations: tuple[KvOperation, ...]
-    is_padded: bool = False
+    num_padding: int = 0
     num_rows: int = field(init=False)
     """Tokens computed, without padding."""
     num_decode_rows: int = field(init=False)

@@ -1,7 +1,7 @@
 """The KV of a range of positions, in host memory and back.
 
 Owns the format's guard: llama.cpp restores a damaged state without a word, so each copy has a checksum, which
-is looked at before the copy is used. Needs a unified KV cache and a sequence id of its own to copy over. It
+is looked at before the copy is used. Needs a unified KV cache and an empty sequence id to copy over. It
 never decides what is kept; ``engine/runner`` calls it, on the engine thread. Source:
 ``llama_state_seq_get_data``, ``llama_state_seq_set_data``.
 """

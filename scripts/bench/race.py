@@ -540,7 +540,10 @@ def table(results: list[dict[str, Any]]) -> str:
 
 def _commit() -> str | None:
     """Of our own code; "-dirty" behind it where it was changed since. None outside a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
@@ -609,7 +612,12 @@ def _race(rows: list[Row], options: argparse.Namespace) -> None:
         raise BenchError("there is no llama-server; scripts/bench/build_llama_server builds one")
     if options.model is None or not options.model.is_file():
         raise BenchError(f"--model names no file; it wants {MODEL_HELP}")
-    about = {"commit": _commit(), "chat_model": options.model.name, "threads": options.threads}
+    about = {"chat_model": options.model.name, "threads": options.threads, "settings": options.setting}
+    for number, one in enumerate(read_results(options.results), 1):
+        if any(one.get(key, value) != value for key, value in about.items()):
+            known = {key: one.get(key) for key in about}
+            raise BenchError(f"line {number} of {options.results} is of another race ({known}); name another")
+    about["commit"] = _commit()
     with tempfile.TemporaryDirectory(prefix="race-") as folder:
         models = {"chat": options.model, "demo": DEMO_PATH, "embed": Path(folder) / "embed.gguf"}
         if any(row.model == "embed" for row in rows):

@@ -118,8 +118,8 @@ class FakeRunner:
                 tokens[sequence.key], is_complete = next_tokens(sequence, is_constrained=is_constrained)
                 if is_complete:
                     complete.add(sequence.key)
-        assert not plan.is_padded or self.reuse is Reuse.ANY_PREFIX
-        assert not self.is_thorough or self.num_used() + plan.is_padded <= self.num_cells
+        assert not plan.num_padding or self.reuse is Reuse.ANY_PREFIX
+        assert not self.is_thorough or self.num_used() + plan.num_padding <= self.num_cells
         elapsed_s = 0.03 + 0.002 * plan.num_rows
         return StepResult(elapsed_s, tokens, failed or {}, complete=frozenset(complete))
 

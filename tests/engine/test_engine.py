@@ -47,12 +47,12 @@ class FaultyContext(Context):
         """Of each step, those of padding too."""
 
     def decode(self, batch: Batch) -> DecodeStatus:
+        self.num_outputs.append(batch.num_outputs)
         if self.faults:
             fault = self.faults.pop(0)
             if isinstance(fault, Exception):
                 raise fault
             return fault
-        self.num_outputs.append(batch.num_outputs)
         return super().decode(batch)
 
     def logits(self, num_outputs: int) -> Logits:
@@ -425,32 +425,98 @@ def test_batched_answers_equal_those_given_alone(make: Callable[..., Harness], m
     together.check_idle()
 
 
-def test_padding_changes_no_answer_and_leaves_no_cell(make: Callable[..., Harness], model: Model) -> None:
-    padded, plain = make(slots=8), make(slots=8, tile_rows=None)
+def always_padded(harness: Harness) -> Harness:
+    """Where a step of answers can be filled up, it is, as if that had been faster."""
+    for num_answers in (5, 6, 7):
+        harness.scheduler._padding.rows(num_answers)
+        for _ in range(4):
+            harness.scheduler._padding.observe(num_answers, 1.0, is_padded=False)
+            harness.scheduler._padding.observe(num_answers, 0.5, is_padded=True)
+    return harness
+
+
+def is_spare_id_empty(harness: Harness) -> bool:
+    return harness.context.num_cached(harness.context.params.num_sequence_ids - 1) == 0
+
+
+@pytest.mark.parametrize("num_answers", [5, 6, 7])
+def test_padding_changes_no_answer_and_leaves_no_cell(
+    make: Callable[..., Harness], model: Model, num_answers: int
+) -> None:
+    padded, plain = always_padded(make(slots=8)), make(slots=8, tile_rows=None)
     texts = []
     for harness in (padded, plain):
-        keys = [harness.submit(question, max_new=6, ignore_eos=True) for question in QUESTIONS[:7]]
+        keys = [harness.submit(question, max_new=6, ignore_eos=True) for question in QUESTIONS[:num_answers]]
         while harness.step():
             harness.scheduler.check_integrity()
-            assert harness.context.num_cached(harness.context.params.num_sequence_ids - 1) == 0
+            assert is_spare_id_empty(harness)
         texts.append([harness.text(key) for key in keys])
         harness.check_idle()
-    # The prompts' own step is one of 64 rows or more.
-    assert padded.context.num_outputs == [7, 8, 8, 8, 8, 8]
-    assert plain.context.num_outputs == [7] * 6
+    # The prompts share a step of their own.
+    assert padded.context.num_outputs == [num_answers, 8, 8, 8, 8, 8]
+    assert plain.context.num_outputs == [num_answers] * 6
     for question, *both in zip(QUESTIONS, *texts, strict=False):
         assert_same_or_near_tie(model, padded.prompt(question), *both)
 
 
-def test_a_failed_step_with_padding_ends_only_the_sequence_at_fault(make: Callable[..., Harness]) -> None:
-    harness = make(slots=8)
+def run_until_padded(harness: Harness) -> list[int]:
+    """Seven requests, up to a step of seven answers that is filled up; their keys."""
     keys = [harness.submit("What is the capital of France?") for _ in range(7)]
     while 8 not in harness.context.num_outputs:
         harness.step()
+    harness.context.num_outputs.clear()
+    return keys
+
+
+def test_a_failed_step_with_padding_ends_only_the_sequence_at_fault(make: Callable[..., Harness]) -> None:
+    harness = always_padded(make(slots=8))
+    keys = run_until_padded(harness)
     harness.context.faults = [DecodeStatus.COMPUTE_FAILED] * 2
+    harness.step()
+    # Alone they are not filled up.
+    assert harness.context.num_outputs == [8] + [1] * 7
     harness.run()
     reasons = [harness.end(key).finish_reason for key in keys]
     assert reasons == [FinishReason.ERROR, *[FinishReason.STOP] * 6]
+    harness.check_idle()
+
+
+def test_a_step_that_finds_no_room_for_its_padding_is_taken_without(make: Callable[..., Harness]) -> None:
+    harness = always_padded(make(slots=8))
+    keys = run_until_padded(harness)
+    harness.context.faults = [DecodeStatus.NO_KV_SLOT]
+    harness.step()
+    assert harness.context.num_outputs == [8, 7]
+    harness.run()
+    assert harness.scheduler.stats().num_preemptions == 0
+    assert [harness.text(key) for key in keys] == ["The capital of France is Paris."] * 7
+    harness.check_idle()
+
+
+def test_a_step_with_padding_that_is_aborted_leaves_nothing(make: Callable[..., Harness]) -> None:
+    harness = always_padded(make(slots=8))
+    keys = run_until_padded(harness)
+    harness.engine.interrupt()
+    harness.step()
+    assert harness.context.num_outputs == [8]
+    assert all(isinstance(harness.end(key).error, ShuttingDownError) for key in keys)
+    assert is_spare_id_empty(harness)
+    harness.check_idle()
+
+
+def test_padding_and_host_memory_share_an_id_in_turn(make: Callable[..., Harness]) -> None:
+    harness = always_padded(make(slots=8, host_bytes=10**8, max_warm_cells=0))
+    first = harness.submit(SYSTEM + QUESTIONS[0])
+    harness.run()
+    for question in QUESTIONS[1:7]:
+        harness.submit(question, max_new=40, ignore_eos=True)
+    for _ in range(4):
+        harness.step()
+    again = harness.submit(SYSTEM + QUESTIONS[0])
+    harness.run()
+    assert harness.end(again).num_cached_tokens >= 256
+    assert harness.text(again) == harness.text(first)
+    assert 8 in harness.context.num_outputs
     harness.check_idle()
 
 

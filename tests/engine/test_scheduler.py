@@ -631,36 +631,80 @@ def test_many_answers_and_a_prompt_take_turns() -> None:
     assert seen == [(7, 0), (0, 192), (7, 0), (0, 108), (8, 0), (8, 0), (8, 0)]
 
 
-@pytest.mark.parametrize("answers", range(1, 64))
-def test_a_step_that_is_one_short_of_fours_is_padded_below_a_tile(answers: int) -> None:
-    scheduler, _ = make_tiled(64, answers=answers)
-    plan = scheduler.schedule(0.0)
-    assert plan is not None
-    assert plan.num_rows == answers
-    assert plan.is_padded == (answers in {*range(7, 63, 4)} - {63})
-
-
-def test_there_is_no_padding_where_it_does_no_good_or_no_cell_is_free() -> None:
-    def is_padded(num_cells: int, reuse: Reuse, tile_rows: int | None) -> bool:
-        cache = KvCache(num_ids=16, num_cells=num_cells, reuse=reuse)
-        scheduler = Scheduler(
-            slots=8, step_tokens=512, kv_cache=cache, accounts=Accounts(), tile_rows=tile_rows
-        )
-        runner = FakeRunner(num_cells, reuse)
-        for key in range(7):
-            scheduler.add(make_sequence(key, 10, max_new=2), 0.0)
-        shapes(scheduler, runner, 1)
+def paddings(scheduler: Scheduler, count: int, *, padded_s: float, plain_s: float = 0.1) -> list[int]:
+    """Rows of padding in the next steps, which are of answers alone and take so long."""
+    runner = FakeRunner(scheduler._kv.num_cells, scheduler._kv._reuse, is_thorough=False)
+    for sequence in scheduler._slots.running:
+        assert sequence.sequence_id is not None
+        runner.cells[sequence.sequence_id] = [(at, (0, NO_ADAPTERS)) for at in range(sequence.num_computed)]
+    seen = []
+    for _ in range(count):
         plan = scheduler.schedule(0.0)
         assert plan is not None
-        assert plan.num_rows == 7
-        return plan.is_padded
+        assert plan.num_rows == plan.num_decode_rows == len(plan.chunks)
+        seen.append(plan.num_padding)
+        elapsed_s = padded_s if plan.num_padding else plain_s
+        scheduler.commit(plan, replace(runner.execute(plan), elapsed_s=elapsed_s))
+    return seen
 
-    assert is_padded(1000, Reuse.ANY_PREFIX, 64)
-    assert not is_padded(1000, Reuse.ANY_PREFIX, None)
-    assert not is_padded(1000, Reuse.OWN_PREFIX, 64)
-    assert not is_padded(1000, Reuse.WHOLE, 64)
-    assert is_padded(7 * 11 + 1, Reuse.ANY_PREFIX, 64)
-    assert not is_padded(7 * 11, Reuse.ANY_PREFIX, 64)
+
+@pytest.mark.parametrize(("answers", "padding"), [(5, 3), (6, 2), (7, 1), (11, 1), (59, 1), (60, 0), (58, 2)])
+def test_answers_are_filled_up_to_fours_where_that_was_faster(answers: int, padding: int) -> None:
+    scheduler, _ = make_tiled(64, answers=answers)
+    assert paddings(scheduler, 12, padded_s=0.09) == [0, padding] * 4 + [padding] * 4
+
+
+def test_answers_are_not_filled_up_where_that_was_no_faster() -> None:
+    scheduler, _ = make_tiled(8, answers=7)
+    assert paddings(scheduler, 12, padded_s=0.1) == [0, 1] * 4 + [0] * 4
+
+
+@pytest.mark.parametrize("answers", [1, 2, 3, 4, 8, 61, 62, 63])
+def test_few_answers_and_those_that_would_fill_a_tile_are_never_filled_up(answers: int) -> None:
+    scheduler, _ = make_tiled(64, answers=answers)
+    assert paddings(scheduler, 12, padded_s=0.01) == [0] * 12
+
+
+def test_one_slow_step_does_not_decide_whether_answers_are_filled_up() -> None:
+    scheduler, _ = make_tiled(8, answers=7)
+    assert paddings(scheduler, 2, padded_s=5.0) == [0, 1]
+    assert paddings(scheduler, 8, padded_s=0.09) == [0, 1, 0, 1, 0, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("num_cells", "reuse", "tile_rows", "is_padded"),
+    [
+        (1000, Reuse.ANY_PREFIX, 64, True),
+        (1000, Reuse.ANY_PREFIX, None, False),
+        (1000, Reuse.OWN_PREFIX, 64, False),
+        (1000, Reuse.WHOLE, 64, False),
+        (7 * 12 + 1, Reuse.ANY_PREFIX, 64, True),
+        (7 * 12, Reuse.ANY_PREFIX, 64, False),
+    ],
+)
+def test_there_is_no_padding_on_a_gpu_without_sharing_or_without_a_free_cell(
+    num_cells: int, reuse: Reuse, tile_rows: int | None, *, is_padded: bool
+) -> None:
+    cache = KvCache(num_ids=16, num_cells=num_cells, reuse=reuse)
+    scheduler = Scheduler(slots=8, step_tokens=512, kv_cache=cache, accounts=Accounts(), tile_rows=tile_rows)
+    for key in range(7):
+        scheduler.add(make_sequence(key, 10, max_new=3), 0.0)
+    shapes(scheduler, FakeRunner(num_cells, reuse), 1)
+    assert paddings(scheduler, 2, padded_s=0.09) == [0, int(is_padded)]
+
+
+def test_a_step_with_more_than_a_row_for_each_is_not_filled_up() -> None:
+    scheduler, runner = make_tiled(8, answers=6)
+    scheduler.add(make_sequence(20, 16), 0.0)
+    plans = []
+    for _ in range(20):
+        plan = scheduler.schedule(0.0)
+        assert plan is not None
+        plans.append(plan)
+        scheduler.commit(plan, runner.execute(plan))
+    assert any(plan.is_mixed for plan in plans)
+    assert any(plan.num_padding for plan in plans)
+    assert all(not plan.num_padding or plan.num_rows == len(plan.chunks) for plan in plans)
 
 
 def test_one_answer_and_many_prompts_take_turns() -> None:
