@@ -9,7 +9,7 @@ import pytest
 from scripts.bench.answers import problem_of_refusal, problem_of_stream
 from scripts.bench.common import BenchError
 from scripts.bench.process import least_squares, slope
-from scripts.bench.race import OURS, THEIRS, append_result, read_results, table
+from scripts.bench.race import OURS, THEIRS, append_result, check_same_race, read_results, table
 from scripts.bench.soak import check_records
 
 ERROR = {"message": "no", "type": "server_error", "param": None, "code": "overloaded"}
@@ -113,6 +113,13 @@ def test_a_line_that_is_no_result_is_named(tmp_path: Path, line: bytes) -> None:
     path.write_bytes(path.read_bytes() + line + b"\n")
     with pytest.raises(BenchError, match="line 2 of"):
         read_results(path)
+
+
+def test_a_race_does_not_go_on_with_the_results_of_another() -> None:
+    about = {"threads": 2, "settings": ["A=1"]}
+    check_same_race([race_result(OURS), race_result(OURS) | about | {"commit": "1234567"}], about)
+    with pytest.raises(BenchError, match=r"result 2 .*'threads': 4"):
+        check_same_race([race_result(OURS), race_result(OURS) | about | {"threads": 4}], about)
 
 
 def test_a_race_says_when_the_work_was_not_the_same() -> None:

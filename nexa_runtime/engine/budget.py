@@ -6,6 +6,7 @@ Owns what was learned of the machine's speed. Pure: measured times come in. The 
 import itertools
 from dataclasses import dataclass
 
+from nexa_runtime.engine.padding import ROWS_AT_ONCE
 from nexa_runtime.engine.sequence import StepPlan
 
 MIN_PREFILL_TOKENS = 32
@@ -79,8 +80,7 @@ class PrefillBudget:
         most = max(self._tile_rows - 1 - num_decode_rows, MIN_PREFILL_TOKENS)
         if self._target_s is None and self._prefill_token_s is not None:
             wanted = max(wanted, min(most, int(PREFILL_STEP_S / self._prefill_token_s)))
-        # llama.cpp multiplies four rows at a time.
-        wanted -= (num_decode_rows + wanted) % 4
+        wanted -= (num_decode_rows + wanted) % ROWS_AT_ONCE
         return PromptRows(wanted, min(wanted + MIN_PREFILL_TOKENS, most))
 
     def answer_rows(self, max_rows: int) -> int:
@@ -155,7 +155,7 @@ class PrefillBudget:
         if not num_prefill:
             self._decode_step_s = _smooth(self._decode_step_s, elapsed_s)
             self._decode_row_s = _smooth(self._decode_row_s, elapsed_s / plan.num_decode_rows)
-        elif num_prefill > MIN_PREFILL_TOKENS - 4:  # a grain, in fours with the answers
+        elif num_prefill > MIN_PREFILL_TOKENS - ROWS_AT_ONCE:  # a grain, in fours with the answers
             decode_s = (self._decode_step_s or 0.0) if plan.num_decode_rows else 0.0
             per_token_s = max(elapsed_s - decode_s, 0.1 * elapsed_s) / num_prefill
             self._prefill_token_s = _smooth(self._prefill_token_s, per_token_s)

@@ -287,6 +287,7 @@ class GenerationLane:
             "step",
             decode_rows=plan.num_decode_rows,
             prefill_rows=plan.num_rows - plan.num_decode_rows,
+            padding_rows=plan.num_padding,
             sequences=len(plan.chunks),
             mixed=plan.is_mixed,
             ms=round(elapsed_s * 1e3, 2),

@@ -5,45 +5,46 @@ Owns what was learned of it. Pure: measured times come in. The scheduler asks it
 On a processor llama.cpp multiplies some rows at once and the rest in smaller groups or one by one, each time
 with all of a matrix read anew: with a 0.5B model seven answers took 94 ms and eight took 76. How many rows go
 at once depends on the types of the weights (with K-quants of 1.5B six took 107 ms and eight took 127), and
-experts have theirs one by one. So for each number of answers a few steps with padding and a few without take
-turns, and what was faster stays.
+experts have theirs one by one; and each added row costs more the more cells are held. So for each number of
+answers a few steps with and without padding take turns, what was faster stays, and is tried again later.
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-_ROWS_AT_ONCE = 4
-"""Rows are filled up to a multiple of it: what all of llama.cpp's kernels that take several rows have."""
+ROWS_AT_ONCE = 4
+"""Rows are filled up to a multiple of it, as most of llama.cpp's kernels that take several rows do."""
 
-_NUM_TRIALS = 4
-"""Steps of each kind. The fastest counts, for other work on the machine only makes a step slower."""
+_NUM_TRIALS = 8
+"""Steps of a trial: plain, padded, padded, plain and once more, so that a machine that slows down while it
+lasts favours neither. Of each kind the fastest counts, for what else runs only makes a step slower.
+"""
 
-
-@dataclass(slots=True)
-class _Steps:
-    """The first of one kind: how many there were, and the time of the fastest, in seconds."""
-
-    count: int = 0
-    fastest_s: float = math.inf
-
-    def add(self, elapsed_s: float) -> None:
-        if self.count < _NUM_TRIALS:
-            self.count += 1
-            self.fastest_s = min(self.fastest_s, elapsed_s)
+_STEPS_PER_TRIAL = 512
+"""So many steps after a trial began the next one does: contexts grow, and so does what a row costs."""
 
 
 @dataclass(slots=True)
 class _Trial:
-    """Of one number of answers."""
+    """Of one number of answers: the steps since it began, and the fastest of either kind, in seconds."""
 
-    plain: _Steps = field(default_factory=_Steps)
-    padded: _Steps = field(default_factory=_Steps)
+    num_steps: int = 0
+    plain_s: float = math.inf
+    padded_s: float = math.inf
 
     @property
     def is_next_padded(self) -> bool:
-        if self.padded.count < _NUM_TRIALS:
-            return self.padded.count < self.plain.count
-        return self.padded.fastest_s < self.plain.fastest_s
+        if self.num_steps < _NUM_TRIALS:
+            return self.num_steps % 4 in (1, 2)
+        return self.padded_s < self.plain_s
+
+    def add(self, elapsed_s: float) -> None:
+        if self.num_steps < _NUM_TRIALS:
+            if self.is_next_padded:
+                self.padded_s = min(self.padded_s, elapsed_s)
+            else:
+                self.plain_s = min(self.plain_s, elapsed_s)
+        self.num_steps += 1
 
 
 class Padding:
@@ -55,12 +56,16 @@ class Padding:
 
     def rows(self, num_answers: int) -> int:
         """Rows to add to a step of as many answers with one row each."""
-        rest = -num_answers % _ROWS_AT_ONCE
-        if not rest or not _ROWS_AT_ONCE < num_answers <= self._most - rest:
+        rest = -num_answers % ROWS_AT_ONCE
+        if not rest or not ROWS_AT_ONCE < num_answers <= self._most - rest:
             return 0
-        return rest if self._trials.setdefault(num_answers, _Trial()).is_next_padded else 0
+        trial = self._trials.get(num_answers)
+        if trial is None or trial.num_steps >= _STEPS_PER_TRIAL:
+            trial = self._trials[num_answers] = _Trial()
+        return rest if trial.is_next_padded else 0
 
     def observe(self, num_answers: int, elapsed_s: float, *, is_padded: bool) -> None:
-        """Learn from the time of such a step, in seconds."""
-        if (trial := self._trials.get(num_answers)) is not None:
-            (trial.padded if is_padded else trial.plain).add(elapsed_s)
+        """Learn from the time of such a step, in seconds, if it was as ``rows`` wanted it."""
+        trial = self._trials.get(num_answers)
+        if trial is not None and trial.is_next_padded == is_padded:
+            trial.add(elapsed_s)

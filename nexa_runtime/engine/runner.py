@@ -52,7 +52,7 @@ class Runner:
 
     def __init__(self, context: Context, *, spare_id: int | None = None) -> None:
         """``spare_id``: a sequence id that no plan uses and that is empty between two uses: KV goes to host
-        memory and back over it, and padding has it. None: there is neither (``KvCache.is_shared``).
+        memory and back over it, and padding has it. None: there is neither.
         """
         self._context = context
         self._spare_id = spare_id

@@ -219,7 +219,7 @@ class Scheduler:
                     advances.append(self._take_tokens(sequence, tokens, is_complete=is_complete))
         if plan.chunks and not result.failed and not result.lost:
             self._budget.observe(plan, result.elapsed_s)
-            if _are_single_answers(plan.chunks):
+            if _are_single_rows(plan.chunks):
                 self._padding.observe(len(plan.chunks), result.elapsed_s, is_padded=plan.num_padding > 0)
         return advances
 
@@ -349,7 +349,7 @@ class Scheduler:
 
     def _num_padding(self, chunks: tuple[Chunk, ...]) -> int:
         """Rows that make a step of answers faster, where there are cells for them."""
-        if self._max_rows is not None or not self._kv.is_shared or not _are_single_answers(chunks):
+        if self._max_rows is not None or not self._kv.is_shared or not _are_single_rows(chunks):
             return 0
         num_padding = self._padding.rows(len(chunks))
         return num_padding if num_padding <= self._kv.num_free_cells else 0
@@ -465,8 +465,8 @@ class Scheduler:
         return Advance(sequence, tokens[:num_shown], reason)
 
 
-def _are_single_answers(chunks: tuple[Chunk, ...]) -> bool:
-    """Whether each is one row, for which a token is chosen."""
+def _are_single_rows(chunks: tuple[Chunk, ...]) -> bool:
+    """Whether each is one row, for which a token is chosen: an answer's, or the last one of a prompt."""
     return all(chunk.count == 1 and chunk.wants_token for chunk in chunks)
 
 

@@ -2,7 +2,7 @@
 
 Each row is one kind of work. A pair measures it on both servers, each started afresh for it, and the order
 changes from pair to pair; what counts is the median of the pairs' ratios. Every measurement is appended to a
-file of JSON lines as soon as it is there, with the commit, the model and the threads, so that a race goes on
+file of JSON lines as soon as it is there, with commit, model, threads and settings, so that a race goes on
 where it was cut; the table on stdout is made from that file. Both servers get the same model, threads, slots,
 cells, prompts and sampling, and a pair whose token counts differ by more than ``MAX_DIFFERENCE`` is marked.
 
@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -473,6 +473,14 @@ def read_results(path: Path) -> list[dict[str, Any]]:
     return results
 
 
+def check_same_race(results: list[dict[str, Any]], about: Mapping[str, object]) -> None:
+    """Raises ``BenchError`` where results say of themselves that they are of another race."""
+    for number, one in enumerate(results, 1):
+        other = {key: one[key] for key, value in about.items() if one.get(key, value) != value}
+        if other:
+            raise BenchError(f"result {number} is of another race ({other}); name another file")
+
+
 def append_result(path: Path, entry: dict[str, Any]) -> None:
     """Add a result, in the place of a line that was cut."""
     whole = path.read_bytes().rpartition(b"\n")[0] if path.exists() else b""
@@ -612,12 +620,14 @@ def _race(rows: list[Row], options: argparse.Namespace) -> None:
         raise BenchError("there is no llama-server; scripts/bench/build_llama_server builds one")
     if options.model is None or not options.model.is_file():
         raise BenchError(f"--model names no file; it wants {MODEL_HELP}")
-    about = {"chat_model": options.model.name, "threads": options.threads, "settings": options.setting}
-    for number, one in enumerate(read_results(options.results), 1):
-        if any(one.get(key, value) != value for key, value in about.items()):
-            known = {key: one.get(key) for key in about}
-            raise BenchError(f"line {number} of {options.results} is of another race ({known}); name another")
-    about["commit"] = _commit()
+    about = {
+        "chat_model": [options.model.name, options.model.stat().st_size],
+        "threads": options.threads,
+        "settings": sorted(options.setting),
+        "llama_server": options.llama_server.parents[1].name,
+        "llama_flags": options.llama_flags,
+    }
+    check_same_race(read_results(options.results), about)
     with tempfile.TemporaryDirectory(prefix="race-") as folder:
         models = {"chat": options.model, "demo": DEMO_PATH, "embed": Path(folder) / "embed.gguf"}
         if any(row.model == "embed" for row in rows):
@@ -630,9 +640,11 @@ def _race(rows: list[Row], options: argparse.Namespace) -> None:
                         (one["row"], one["pair"], one["server"]) == (row.name, pair, name) for one in done
                     ):
                         continue
+                    commit = _commit()
                     measures = _measure(name, row, 1000 * pair, models, options)
                     print(f"{row.name} {pair} {name}: {_brief(measures)}", file=sys.stderr)
-                    entry = {"row": row.name, "pair": pair, "server": name, "measures": measures} | about
+                    entry = {"row": row.name, "pair": pair, "server": name, "measures": measures}
+                    entry |= about | {"commit": commit}
                     append_result(options.results, entry)
 
 

@@ -11,6 +11,7 @@ from nexa_runtime.engine.budget import FAR_TOKENS, MIN_PREFILL_TOKENS, PendingPr
 from nexa_runtime.engine.fair_queue import Accounts
 from nexa_runtime.engine.host_cache import HostCache
 from nexa_runtime.engine.kv_cache import Holding, KvCache, Reuse
+from nexa_runtime.engine.padding import Padding
 from nexa_runtime.engine.scheduler import Scheduler
 from nexa_runtime.engine.sequence import (
     Advance,
@@ -651,12 +652,12 @@ def paddings(scheduler: Scheduler, count: int, *, padded_s: float, plain_s: floa
 @pytest.mark.parametrize(("answers", "padding"), [(5, 3), (6, 2), (7, 1), (11, 1), (59, 1), (60, 0), (58, 2)])
 def test_answers_are_filled_up_to_fours_where_that_was_faster(answers: int, padding: int) -> None:
     scheduler, _ = make_tiled(64, answers=answers)
-    assert paddings(scheduler, 12, padded_s=0.09) == [0, padding] * 4 + [padding] * 4
+    assert paddings(scheduler, 12, padded_s=0.09) == [0, padding, padding, 0] * 2 + [padding] * 4
 
 
 def test_answers_are_not_filled_up_where_that_was_no_faster() -> None:
     scheduler, _ = make_tiled(8, answers=7)
-    assert paddings(scheduler, 12, padded_s=0.1) == [0, 1] * 4 + [0] * 4
+    assert paddings(scheduler, 12, padded_s=0.1) == [0, 1, 1, 0] * 2 + [0] * 4
 
 
 @pytest.mark.parametrize("answers", [1, 2, 3, 4, 8, 61, 62, 63])
@@ -668,7 +669,25 @@ def test_few_answers_and_those_that_would_fill_a_tile_are_never_filled_up(answer
 def test_one_slow_step_does_not_decide_whether_answers_are_filled_up() -> None:
     scheduler, _ = make_tiled(8, answers=7)
     assert paddings(scheduler, 2, padded_s=5.0) == [0, 1]
-    assert paddings(scheduler, 8, padded_s=0.09) == [0, 1, 0, 1, 0, 1, 1, 1]
+    assert paddings(scheduler, 8, padded_s=0.09) == [1, 0, 0, 1, 1, 0, 1, 1]
+
+
+def test_whether_answers_are_filled_up_is_tried_again() -> None:
+    scheduler, _ = make_tiled(8, answers=7)
+    assert paddings(scheduler, 512, padded_s=0.09)[-1] == 1
+    assert paddings(scheduler, 10, padded_s=0.11) == [0, 1, 1, 0] * 2 + [0] * 2
+
+
+def test_a_step_that_could_not_be_filled_up_says_nothing() -> None:
+    padding = Padding(512, 64)
+    for _ in range(20):
+        padding.rows(7)
+        padding.observe(7, 0.1, is_padded=False)
+    assert padding.rows(7) == 1
+    for is_padded in (True, True, False, False, True, True, False):
+        assert (padding.rows(7) == 1) == is_padded
+        padding.observe(7, 0.2 if is_padded else 0.1, is_padded=is_padded)
+    assert padding.rows(7) == 0
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ STEP_ROWS = Family(
     "nexa_step_rows",
     _HISTOGRAM,
     ("model", "lane"),
-    "tokens that a step computed",
+    "tokens that a step computed, without padding",
 )
 PHASE_TIME = Family(
     "nexa_step_phase_seconds_total",
