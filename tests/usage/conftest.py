@@ -23,7 +23,8 @@ def postgres() -> Iterator[PostgresServer]:
 
 @pytest.fixture
 def database(postgres: PostgresServer) -> str:
-    """The name of a new one."""
+    """The name of a new one. What it is made of need not be read again after a crash."""
     name = f"usage_{next(_NUMBERS)}"
     postgres.execute(f"CREATE DATABASE {name}")
+    postgres.execute("CHECKPOINT")
     return name

@@ -65,7 +65,8 @@ class PostgresServer:
             command += ["-c", option]
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen([str(part) for part in command], stderr=log, **self._as_user)
-        assert wait_until(self._answers), (self._folder / "log").read_text()
+        # After a crash it reads its log again, and a busy disk has made that take more than 20 s.
+        assert wait_until(self._answers, 120), (self._folder / "log").read_text()
 
     def stop(self) -> None:
         """At once, without a word to anybody, as in a crash."""

@@ -162,7 +162,7 @@ def test_a_server_loses_nothing_while_its_database_stops_and_starts(
                 gathered = len(clients.ids)
                 assert clients.goes_on()
                 # Not the backlog: who asks faster than records are written keeps it up.
-                assert wait_until(partial(has_rows, postgres, database, gathered), 60)
+                assert wait_until(partial(has_rows, postgres, database, gathered), 120)
         assert wait_until(lambda: live.is_idle() and sink.backlog == 0)
         assert sink.dropped == 0
     counts = Counter(rows(postgres, database, REQUEST_IDS))
